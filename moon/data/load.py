@@ -182,25 +182,26 @@ def _batches(
     progress: Progress,
 ) -> Iterator[tuple[Indices, Pixels]]:
     starts = range(0, len(chosen), batch_size)
-    batches = (chosen[start : start + batch_size] for start in starts)
+    parts = (chosen[start : start + batch_size] for start in starts)
     threads = workers or _threads(source, preprocess, chosen)
+    done = 0
     with _Decoder(source, preprocess, threads) as decoder:
-        waiting: deque[_Batch] = deque()
-        done = 0
-        for positions in batches:
-            waiting.append(decoder.start(positions))
-            if len(waiting) > _BATCHES_AHEAD:
-                batch = waiting.popleft()
-                pixels = batch.finished()
-                done += len(batch.positions)
-                progress(done, len(chosen), "decoding")
-                yield batch.positions, pixels
-        while waiting:
-            batch = waiting.popleft()
-            pixels = batch.finished()
+        for batch in _ahead(map(decoder.start, parts)):
+            pixels_NHWC = batch.finished()
             done += len(batch.positions)
             progress(done, len(chosen), "decoding")
-            yield batch.positions, pixels
+            yield batch.positions, pixels_NHWC
+
+
+def _ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """The same batches, each handed on once the next two have been started."""
+    waiting: deque[_Batch] = deque()
+    for batch in batches:
+        waiting.append(batch)
+        if len(waiting) > _BATCHES_AHEAD:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def _threads(source: Source, preprocess: Preprocess, chosen: Indices) -> int:

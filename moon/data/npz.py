@@ -13,7 +13,6 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,16 +57,10 @@ def open_npz(spec: str, path: Path, split: str | None) -> Source:
         # Opened here, since NumPy leaves its own handle open when the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return _read_split(spec, path, archive, split)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unreadable(path, error) from error
-    except (
-        NotImplementedError,
-        RuntimeError,
-        SyntaxError,
-        MemoryError,
-        TypeError,
-        KeyError,
-    ) as error:
+    except DataError:
+        raise
+    # Damage shows as anything from BadZipFile to SyntaxError, which reads an array's header.
+    except Exception as error:
         raise _unreadable(path, error) from error
 
 

@@ -24,7 +24,7 @@ __all__ = ["open_sklearn", "open_torchvision"]
 
 _TEST_SHARE = 0.3
 _CROP = 32
-_SETS = ("digits", "photos")
+_SPLITS: dict[str, tuple[str, ...]] = {"digits": ("train", "test"), "photos": ()}
 # MNIST and its kin call their classes "0 - zero".
 _NUMBERED_CLASS = re.compile(r"(\d+) - \w+")
 
@@ -52,22 +52,20 @@ def open_sklearn(spec: str, name: str, split: str | None) -> Source:
         DataError: no such set or split.
         MissingExtraError: scikit-learn is not installed.
     """
+    if name not in _SPLITS:
+        raise DataError(f"there is no sklearn:{name}; the sets are {shown(list(_SPLITS))}")
+    if split is not None and split not in _SPLITS[name]:
+        raise DataError(
+            f"sklearn:{name} has no split {split}; its splits are {shown(_SPLITS[name])}"
+        )
     try:
         from sklearn import datasets
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "train", f"the source {spec}") from error
-    if name == "photos" and split is None:
-        try:
-            photos = datasets.load_sample_images().images
-        except ImportError as error:
-            raise MissingExtraError("scikit-learn", "train", f"the source {spec}") from error
-        return Source(spec=spec, items=_Arrays(np.concatenate([_crops(p) for p in photos])))
-    if name == "digits" and split in (None, "train", "test"):
+    if name == "digits":
         return _digits(spec, datasets.load_digits(), split)
-    if name in _SETS:
-        splits = "train and test" if name == "digits" else "none"
-        raise DataError(f"sklearn:{name} has no split {split}; its splits are {splits}")
-    raise DataError(f"there is no sklearn:{name}; the sets are {shown(_SETS)}")
+    photos = datasets.load_sample_images().images
+    return Source(spec=spec, items=_Arrays(np.concatenate([_crops(photo) for photo in photos])))
 
 
 def _digits(spec: str, digits: Any, split: str | None) -> Source:

@@ -36,7 +36,6 @@ def open_parquet(spec: str, path: Path) -> Source:
         DataError: not a Parquet file, damaged, or without a column of images.
     """
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(
@@ -49,7 +48,10 @@ def open_parquet(spec: str, path: Path) -> Source:
             raise DataError(f"{path} has no rows")
         image = _image_column(path, file.schema_arrow)
         fields, names, labels, classes = _other_columns(path, file, image)
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    # Damage shows as Arrow's own exceptions, and as what they meet: bad text, bad numbers.
+    except Exception as error:
         raise DataError(
             f"could not read {path} as Parquet: {error}", remedy="Copy or make the file again"
         ) from error
@@ -84,14 +86,14 @@ class _Rows:
         return bytes(data)
 
     def _group(self, group: int) -> Any:
-        import pyarrow as pa
-
         with self._lock:
             if group not in self._held:
                 try:
                     table = self._file.read_row_group(group, columns=[self._column])
-                except (pa.ArrowException, OSError) as error:
+                except Exception as error:
                     raise DataError(f"could not read {self._path}: {error}") from error
+                if len(table) != self._starts[group + 1] - self._starts[group]:
+                    raise DataError(f"{self._path} is damaged: rows are missing")
                 self._held[group] = table.column(self._column)
                 while len(self._held) > _ROW_GROUPS_HELD:
                     self._held.popitem(last=False)
