@@ -1,0 +1,121 @@
+"""What a sparsifier refuses, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from moon.errors import TrainingError, UsageError
+from moon.trainer.masked import MaskedLayer, stray_layers
+from moon.trainer.slots import weight_slots
+
+__all__ = [
+    "check_choice",
+    "check_keeps_zeros",
+    "check_no_closure",
+    "check_optimizer",
+    "check_rule",
+    "check_saved",
+    "check_slots",
+    "check_trained",
+]
+
+
+def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    """UsageError for a name that is not one of the choices."""
+    if value not in choices:
+        raise UsageError(f"unknown {what} {value!r}", remedy=f"Use one of {', '.join(choices)}")
+
+
+def check_rule(rule: str, density: float) -> None:
+    """UsageError for a dense rule with a sparse density: one of the two is a mistake."""
+    if rule == "dense" and density != 1.0:
+        raise UsageError(
+            f"the rule dense keeps every weight, but density is {density}",
+            remedy="Set density=1.0 or choose another rule",
+        )
+
+
+def check_optimizer(optimizer: object) -> None:
+    """UsageError for anything but a torch optimizer, whose step hooks are needed."""
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(
+            f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer",
+            remedy="Pass the optimizer itself, not a wrapper around it",
+        )
+
+
+def check_trained(layers: Sequence[MaskedLayer], optimizer: Optimizer) -> None:
+    """UsageError for a sparse weight that the optimizer does not train."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for layer in layers:
+        if id(layer.weight) not in trained:
+            raise UsageError(
+                f"the optimizer does not train {layer.name}, so its sparsity cannot be kept",
+                remedy="Give the optimizer all weights, or name the layer in dense=",
+            )
+
+
+def check_slots(layers: Sequence[MaskedLayer], optimizer: Optimizer) -> None:
+    """TrainingError for optimizer state of unknown meaning."""
+    for layer in layers:
+        for _ in weight_slots(optimizer, layer.name, layer.weight):
+            pass
+
+
+def check_no_closure(args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+    """TrainingError for ``step(closure)``; ``args`` start with the optimizer itself."""
+    if any(arg is not None for arg in (*args[1:], kwargs.get("closure"))):
+        raise TrainingError(
+            "a closure computes gradients inside optimizer.step(), out of the masks' reach",
+            remedy="Call backward() first and step() without a closure",
+        )
+
+
+def check_keeps_zeros(layers: Sequence[MaskedLayer], optimizer: Optimizer) -> None:
+    """TrainingError for an optimizer that moves weights whose gradient and state are zero."""
+    stray = stray_layers(layers)
+    if stray:
+        raise TrainingError(
+            f"{type(optimizer).__name__} moved weights of {stray[0]} whose gradient is zero, so "
+            "masking gradients cannot keep them at zero",
+            remedy="Use an optimizer that works weight by weight, such as SGD or AdamW",
+        )
+
+
+def check_saved(
+    state: Mapping[str, object], version: int, rule: str, layers: Sequence[MaskedLayer]
+) -> None:
+    """TrainingError unless a saved state is of this version, rule, model and density."""
+    if state.get("version") != version:
+        raise TrainingError(
+            f"the sparsifier state has version {state.get('version')}, not {version}",
+            remedy="Load it with the release that wrote it",
+        )
+    if state.get("rule") != rule:
+        raise TrainingError(
+            f"the state was saved with the rule {state.get('rule')}, this run has {rule}",
+            remedy="Resume with the same settings",
+        )
+    saved = state.get("masks")
+    assert isinstance(saved, Mapping)
+    _check_masks(saved, {layer.name: layer for layer in layers})
+
+
+def _check_masks(saved: Mapping[str, Tensor], expected: Mapping[str, MaskedLayer]) -> None:
+    different = sorted(set(saved) ^ set(expected))
+    if different:
+        raise TrainingError(
+            f"the saved masks and the model differ in the layer {different[0]}",
+            remedy="Resume with the same model, density and dense layers",
+        )
+    for name, layer in expected.items():
+        mask = saved[name]
+        if mask.shape != layer.mask.shape or int(mask.sum()) != layer.nonzeros:
+            raise TrainingError(
+                f"the saved mask of {name} has shape {tuple(mask.shape)} and {int(mask.sum())} "
+                f"nonzeros, the model needs {tuple(layer.mask.shape)} and {layer.nonzeros}",
+                remedy="Resume with the same model and density",
+            )

@@ -1,0 +1,157 @@
+"""From a recipe's sources to batches of training and of held-out images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from moon.data.items import Source
+from moon.data.load import data_sha256, match_labels, split_validation
+from moon.data.source import open_source
+from moon.errors import DataError
+from moon.progress import Progress, silent
+from moon.trainer.batches import MEMORY_BUDGET, Batches, open_pixels
+from moon.trainer.checkpoint import Validation
+from moon.trainer.recipe import Recipe
+
+__all__ = ["Dataset", "open_dataset"]
+
+VALIDATION_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Training and held-out batches.
+
+    Args:
+        classes: names of the known classes, in the order of the labels.
+        train: shuffled and augmented.
+        validation: in order, as they are.
+        held_out: what the held-out images are.
+    """
+
+    classes: tuple[str, ...]
+    train: Batches
+    validation: Batches
+    held_out: Validation
+
+
+def open_dataset(
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    budget: int = MEMORY_BUDGET,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> Dataset:
+    """Open, split, and where it fits the budget decode, a recipe's images.
+
+    Args:
+        budget: bytes of decoded images that are kept in memory, for each of the two sets.
+        workers: processes that decode larger sets; the batches do not depend on it.
+
+    Raises:
+        DataError: a source cannot be read, or has no labels to train with.
+    """
+    data = recipe.data
+    source = open_source(data.train)
+    labels = _labels(source)
+    classes = _classes(source, labels)
+    if isinstance(data.val, str):
+        chosen = np.arange(len(source))
+        val_source = open_source(data.val)
+        val_labels = _matching_labels(val_source, classes)
+        val_chosen = np.arange(len(val_source))
+        indices = None
+    else:
+        chosen, val_chosen = split_validation(labels, data.val, recipe.seed)
+        val_source, val_labels = source, labels[val_chosen]
+        indices = tuple(val_chosen.tolist())
+    resized = recipe.seed if data.augment == "resized-crop" else None
+    pixels = open_pixels(
+        source,
+        data.preprocess,
+        chosen,
+        device,
+        resized_crop=resized,
+        budget=budget,
+        workers=workers,
+        progress=progress,
+    )
+    val_pixels = open_pixels(
+        val_source,
+        data.preprocess,
+        val_chosen,
+        device,
+        budget=budget,
+        workers=workers,
+        progress=progress,
+    )
+    return Dataset(
+        classes=classes,
+        train=Batches(
+            pixels,
+            labels[chosen],
+            data.preprocess,
+            recipe.batch_size,
+            device,
+            augment=data.augment,
+            seed=recipe.seed,
+        ),
+        validation=Batches(val_pixels, val_labels, data.preprocess, VALIDATION_BATCH, device),
+        held_out=Validation(
+            source=val_source.spec,
+            indices=indices,
+            sha256=data_sha256(val_source, val_chosen),
+        ),
+    )
+
+
+def _labels(source: Source) -> npt.NDArray[np.int64]:
+    if source.labels is None:
+        raise DataError(
+            f"{source.spec} has no labels, so nothing can be learned from it",
+            remedy="Give a folder with one folder a class, or another labelled SOURCE",
+        )
+    unknown = np.flatnonzero(source.labels < 0)
+    if len(unknown):
+        raise DataError(
+            f"{source.name(int(unknown[0]))} has no known label (-1)",
+            remedy="Filter the training set with {label>=0}",
+        )
+    return source.labels
+
+
+def _classes(source: Source, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    count = int(labels.max()) + 1
+    classes = source.class_names or tuple(str(label) for label in range(count))
+    if len(classes) < 2:
+        raise DataError(
+            f"{source.spec} has one class only, {classes[0]}", remedy="Give at least two classes"
+        )
+    absent = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
+    if absent:
+        raise DataError(
+            f"{source.spec} has no image of the class {classes[absent[0]]}",
+            remedy="Number the labels 0, 1, 2 ... without a gap, or add images of it",
+        )
+    return classes
+
+
+def _matching_labels(source: Source, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    labels = match_labels(source, classes)
+    if labels is None:
+        raise DataError(
+            f"{source.spec} has no labels to validate with",
+            remedy="Give a labelled SOURCE as data.val, or a share of the training set",
+        )
+    strange = np.flatnonzero(labels < 0)
+    if len(strange):
+        raise DataError(
+            f"{source.name(int(strange[0]))} is of none of the {len(classes)} classes trained",
+            remedy="Filter data.val to the classes of data.train",
+        )
+    return labels

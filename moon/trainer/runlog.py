@@ -1,0 +1,187 @@
+"""The folder of a run: its recipe, its progress, and what it needs to go on after a kill.
+
+recipe.toml      complete, as run
+metrics.jsonl    one line an epoch
+log.txt          what happened when
+last/state.pt    all state at the end of the last whole epoch, replaced atomically
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from moon.errors import MoonError, TrainingError, UsageError
+from moon.files import write_bytes, write_text
+from moon.trainer.checkpoint import FACTS, TENSORS
+from moon.trainer.recipe import Recipe
+
+__all__ = ["RunFolder"]
+
+RECIPE = "recipe.toml"
+METRICS = "metrics.jsonl"
+LOG = "log.txt"
+LAST = "last"
+STATE = "state.pt"
+OWN = frozenset({RECIPE, METRICS, LOG, LAST, FACTS, TENSORS})
+
+
+class RunFolder:
+    """An open run, locked against a second process until closed. Use as a context manager.
+
+    Args:
+        path: the folder; made where it is missing.
+        recipe: resolved.
+        resume: go on with the run that is there, or start where there is none.
+
+    Raises:
+        UsageError: the folder holds a run and ``resume`` is not given, holds other files, is
+            the run of another recipe, or is in use.
+        MoonError: could not be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], recipe: Recipe, *, resume: bool) -> None:
+        self.path = Path(path)
+        self._check_free(resume)
+        if (self.path / RECIPE).exists():
+            self._check_same(recipe)
+        self._log = self._open_log()
+        try:
+            _lock(self._log, self.path)
+            write_text(self.path / RECIPE, recipe.to_toml())
+        except BaseException:
+            self._log.close()
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final checkpoint is there."""
+        return (self.path / FACTS).is_file()
+
+    def log(self, text: str) -> None:
+        """Append a line with the time to log.txt."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            self._log.write(f"{stamp} {text}\n")
+            self._log.flush()
+        except OSError as error:
+            raise _unwritten(self.path / LOG, error) from error
+
+    def save(self, state: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+        """Replace last/, then metrics.jsonl by ``history``, each atomically.
+
+        ``state`` holds tensors and plain values only.
+        """
+        buffer = io.BytesIO()
+        torch.save({**state, "history": list(history)}, buffer)
+        write_bytes(self.path / LAST / STATE, buffer.getvalue())
+        self.write_metrics(history)
+
+    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        lines = [json.dumps(record, allow_nan=False) + "\n" for record in history]
+        write_text(self.path / METRICS, "".join(lines))
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """What ``save`` stored last, or None before the first epoch's end.
+
+        Raises:
+            TrainingError: it is damaged.
+        """
+        path = self.path / LAST / STATE
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"cannot resume from {path}: {error}", remedy="Start again with another --out"
+            ) from error
+        return state
+
+    def _check_free(self, resume: bool) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file", remedy="Choose another --out")
+        names = {entry.name for entry in self.path.iterdir()}
+        foreign = sorted(name for name in names - OWN if not _is_leftover(name))
+        if foreign and RECIPE not in names:
+            raise UsageError(
+                f"{self.path} holds other files, such as {foreign[0]}",
+                remedy="Choose another --out",
+            )
+        if names & OWN and not resume:
+            raise UsageError(
+                f"{self.path} already holds a run",
+                remedy="Go on with it by --resume, or choose another --out",
+            )
+
+    def _check_same(self, recipe: Recipe) -> None:
+        there = Recipe.load(self.path / RECIPE)
+        if there.hash == recipe.hash:
+            return
+        before, now = _flat(there.resolved().to_dict()), _flat(recipe.to_dict())
+        changed = [
+            key for key in sorted({*before, *now} - {"name"}) if before.get(key) != now.get(key)
+        ]
+        key = changed[0] if changed else "something"
+        raise UsageError(
+            f"{self.path} is a run of another recipe: {key} is {before.get(key)} there "
+            f"and {now.get(key)} here",
+            remedy=f"Resume with {self.path / RECIPE}, or choose another --out",
+        )
+
+    def _open_log(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return (self.path / LOG).open("a", encoding="utf-8")
+        except OSError as error:
+            raise _unwritten(self.path, error) from error
+
+
+def _lock(log: TextIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: without the protection.
+        return
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(
+            f"another process is training in {path}", remedy="Wait for it, or choose another --out"
+        ) from error
+    except OSError:
+        return  # A file system without locks.
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _unwritten(path: Path, error: OSError) -> MoonError:
+    reason = error.strerror or str(error)
+    return MoonError(f"could not write {path}: {reason}", remedy="Check the path and the disk")
+
+
+def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{where}{key}.")
+        else:
+            flat[where + key] = value
+    return flat

@@ -1,0 +1,75 @@
+"""When the topology is updated, and how much of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from moon.errors import UsageError
+
+__all__ = ["UpdateSchedule"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSchedule:
+    """A topology update every ``interval`` optimizer steps until a last step.
+
+    The drop fraction falls by the cosine alpha / 2 * (1 + cos(pi * t / T_end))
+    (Evci et al. 2020, RigL, equation 1).
+
+    Attributes:
+        interval: optimizer steps between two updates (dT).
+        drop_fraction: share of a layer's connections replaced at the first update (alpha).
+        stop: share of ``total_steps`` after which the topology stands still.
+        total_steps: optimizer steps of the whole run; None keeps the drop fraction
+            constant and never stops.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    interval: int = 100
+    drop_fraction: float = 0.3
+    stop: float = 0.7
+    total_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise UsageError(
+                f"interval must be at least 1 step, not {self.interval}",
+                remedy="100 steps suit a batch of 128",
+            )
+        if not 0.0 <= self.drop_fraction <= 1.0:
+            raise UsageError(f"drop_fraction must be within 0..1, not {self.drop_fraction}")
+        if not 0.0 <= self.stop <= 1.0:
+            raise UsageError(f"stop is a share of total_steps within 0..1, not {self.stop}")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise UsageError(f"total_steps must be at least 1, not {self.total_steps}")
+
+    @property
+    def end(self) -> float:
+        """T_end: updates happen at steps before it; infinite without ``total_steps``."""
+        if self.total_steps is None:
+            return math.inf
+        return math.floor(self.stop * self.total_steps)
+
+    def due(self, step: int) -> bool:
+        """Whether the topology is updated when ``step`` optimizer steps have been taken."""
+        return step > 0 and step % self.interval == 0 and step < self.end
+
+    def fraction(self, step: int) -> float:
+        """Share of a layer's connections to replace after ``step`` optimizer steps."""
+        if step >= self.end:
+            return 0.0
+        if self.total_steps is None:
+            return self.drop_fraction
+        return self.drop_fraction / 2 * (1 + math.cos(math.pi * step / self.end))
+
+    @property
+    def updates(self) -> float:
+        """How many updates the whole run holds; infinite without ``total_steps``."""
+        return (
+            math.inf
+            if self.total_steps is None
+            else max(0, math.ceil(self.end) - 1) // (self.interval)
+        )
