@@ -1,0 +1,326 @@
+"""The bundle: a folder, and the only thing that passes from training to running.
+
+    manifest.json   what the other files are, with their checksums, and its own hash
+    model.onnx      the graph, its threshold an initializer and an optional input
+    gate.json       the calibrated gates; missing until calibrated
+    golden.npz      a few inputs with the outputs expected of every backend
+    engines/        compiled engines and tuning plans, each with a sidecar
+
+Opening checks everything: a flipped byte, a file that is not listed, a path or symbolic link
+that leaves the folder, tensors stored outside the ONNX file, an unknown schema, or a graph
+whose threshold is not gate.json's. Checksums find damage and mistakes; they do not prove who
+wrote the bundle.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moon.data.preprocess import Preprocess
+from moon.errors import BundleError
+from moon.fields import Fields
+from moon.files import replacing_directory, sha256_bytes, sha256_file
+from moon.gate import Gate
+from moon.manifest import FileEntry, Manifest
+from moon.onnxfile import FLOAT32, INT64, find_initializer, has_external_data, read_scalar
+
+__all__ = ["Bundle", "Golden", "Manifest", "golden_bytes", "write_bundle"]
+
+GATES_SCHEMA_VERSION = 1
+Golden = dict[str, NDArray[Any]]
+_REMEDY = "Take a good copy of the bundle, or export it again"
+_REQUIRED = ("golden.npz", "model.onnx")
+_OPTIONAL = ("gate.json",)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, verified bundle. Make one with :meth:`open` or :func:`write_bundle`."""
+
+    path: Path
+    manifest: Manifest
+    gates: Mapping[str, Gate]
+    gate_score: str
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Open the bundle at ``path`` and verify all of it.
+
+        Raises:
+            BundleError: it is missing, damaged, hostile or of another schema; names the file.
+        """
+        root = Path(path)
+        manifest = _read_manifest(root)
+        _check_folder(root, manifest)
+        for name, entry in manifest.files.items():
+            if name not in (*_REQUIRED, *_OPTIONAL):
+                _check_entry(name, entry, (root / name).stat().st_size, sha256_file(root / name))
+        gates = _read_gates(root, manifest)
+        gate_score = _check_graph(_read(root, manifest, "model.onnx"), manifest, gates)
+        bundle = cls(root, manifest, gates, gate_score)
+        _check_golden(bundle.golden(), manifest)
+        return bundle
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the K known classes."""
+        return self.manifest.classes
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From an image to the model's input."""
+        return self.manifest.preprocess
+
+    def gate(self, backend: str = "default") -> Gate | None:
+        """The gate for ``backend``, else the default one, else None: not calibrated."""
+        return self.gates.get(backend, self.gates.get("default"))
+
+    def model_bytes(self) -> bytes:
+        """The ONNX file, checked again as it is read."""
+        return self._read("model.onnx")
+
+    def golden(self) -> Golden:
+        """Golden inputs and expected outputs by name.
+
+        ``pixels`` uint8 [n, H, W, C], then the graph's outputs for them: ``logits`` [n, L],
+        ``label`` [n], ``accept`` [n], ``score`` [n] and ``score_<name>`` [n].
+        """
+        return _load_golden(self._read("golden.npz"))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return _read(self.path, self.manifest, name)
+        except BundleError as error:
+            if _read_manifest(self.path).sha256 == self.manifest.sha256:
+                raise
+            raise BundleError(
+                f"{self.path} was changed after it was opened", remedy="Open it again"
+            ) from error
+
+    def with_gate(
+        self, gate: Gate, backend: str = "default", golden: Golden | None = None
+    ) -> Bundle:
+        """Replace the gate of ``backend``: rewrites this folder, and returns it reopened.
+
+        See :func:`moon.rewrite.with_gate`.
+        """
+        from moon.rewrite import with_gate
+
+        return with_gate(self, gate, backend, golden)
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    manifest_fields: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    force: bool = False,
+) -> Bundle:
+    """Write a bundle in one step and open it.
+
+    Args:
+        path: the folder to make.
+        manifest_fields: name, classes, unknown_index, input, preprocess, outputs, scores,
+            sparsity and provenance as in manifest.json; the rest is computed.
+        files: the other files by relative path; model.onnx and golden.npz are required.
+        force: replace a bundle that is there.
+
+    Raises:
+        BundleError: what was given does not make a valid bundle; nothing is left at ``path``.
+        UsageError: ``path`` exists and ``force`` was not given, or is no bundle.
+    """
+    entries = {
+        name: FileEntry(sha256=sha256_bytes(data), size=len(data)) for name, data in files.items()
+    }
+    manifest = Manifest.seal(manifest_fields, entries)
+    with replacing_directory(path, force=force, marker="manifest.json") as aside:
+        for name, data in files.items():
+            target = aside / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        text = json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n"
+        (aside / "manifest.json").write_text(text, encoding="utf-8")
+        written = Bundle.open(aside)
+    return Bundle(Path(path), written.manifest, written.gates, written.gate_score)
+
+
+def gates_bytes(gates: Mapping[str, Gate]) -> bytes:
+    """The content of gate.json."""
+    plain = {
+        "schema_version": GATES_SCHEMA_VERSION,
+        "gates": {backend: gate.to_json() for backend, gate in gates.items()},
+    }
+    return (json.dumps(plain, indent=2, allow_nan=False) + "\n").encode()
+
+
+def golden_bytes(pixels_NHWC: NDArray[np.uint8], outputs: Mapping[str, NDArray[Any]]) -> bytes:
+    """The content of golden.npz; the same arrays always give the same bytes.
+
+    Args:
+        pixels_NHWC: uint8 [n, H, W, C], as ``Preprocess.pixels`` makes them.
+        outputs: the graph's outputs for them, by name.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **{"pixels": pixels_NHWC, **outputs})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / "manifest.json"
+    if not root.is_dir():
+        what = "is not a bundle: it is a file" if root.exists() else "does not exist"
+        raise BundleError(f"{root} {what}", remedy="Name a folder made by moon export")
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(
+            f"{root} is not a bundle: it has no manifest.json",
+            remedy="Name a folder made by moon export",
+        )
+    try:
+        plain = json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not readable JSON: {error}", remedy=_REMEDY) from error
+    return Manifest.from_json(plain)
+
+
+def _check_folder(root: Path, manifest: Manifest) -> None:
+    present = set()
+    for folder, names, files in os.walk(root):
+        for name in (*names, *files):
+            path = Path(folder, name)
+            relative = path.relative_to(root).as_posix()
+            if path.is_symlink():
+                raise BundleError(
+                    f"{relative} is a symbolic link, which a bundle may not hold",
+                    remedy="Replace it by the file itself, from a bundle you trust",
+                )
+            if not path.is_dir() and not path.is_file():
+                raise BundleError(f"{relative} is neither a file nor a folder", remedy=_REMEDY)
+        present |= {Path(folder, name).relative_to(root).as_posix() for name in files}
+    missing = sorted((set(manifest.files) | set(_REQUIRED)) - present)
+    if missing:
+        raise BundleError(f"{missing[0]} is missing from the bundle", remedy=_REMEDY)
+    unlisted = sorted(present - set(manifest.files) - {"manifest.json"})
+    unlisted = [name for name in unlisted if not name.startswith("engines/")]
+    if unlisted:
+        raise BundleError(
+            f"{unlisted[0]} is not listed in manifest.json", remedy="Remove it from the bundle"
+        )
+
+
+def _read(root: Path, manifest: Manifest, name: str) -> bytes:
+    try:
+        data = (root / name).read_bytes()
+    except OSError as error:
+        raise BundleError(f"could not read {name}: {error.strerror}", remedy=_REMEDY) from error
+    _check_entry(name, manifest.files[name], len(data), sha256_bytes(data))
+    return data
+
+
+def _check_entry(name: str, entry: FileEntry, size: int, sha256: str) -> None:
+    if size != entry.size:
+        raise BundleError(
+            f"{name} is damaged: it has {size} bytes, not {entry.size}", remedy=_REMEDY
+        )
+    if sha256 != entry.sha256:
+        raise BundleError(
+            f"{name} is damaged: its checksum is not the one in manifest.json", remedy=_REMEDY
+        )
+
+
+def _read_gates(root: Path, manifest: Manifest) -> dict[str, Gate]:
+    if "gate.json" not in manifest.files:
+        return {}
+    try:
+        plain = json.loads(_read(root, manifest, "gate.json").decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"gate.json is not readable JSON: {error}", remedy=_REMEDY) from error
+    fields = Fields(plain, "gate.json", lambda cause: BundleError(cause, remedy=_REMEDY))
+    schema = fields.take("schema_version")
+    if isinstance(schema, bool) or schema != GATES_SCHEMA_VERSION:
+        raise BundleError(
+            f"gate.json has schema_version {schema!r}, this moon reads {GATES_SCHEMA_VERSION}",
+            remedy="Use a moon of the version that wrote it, or run moon calibrate again",
+        )
+    gates = {name: Gate.from_json(gate) for name, gate in fields.mapping("gates").items()}
+    fields.done()
+    if "default" not in gates:
+        raise BundleError("gate.json has no default gate", remedy="Run moon calibrate again")
+    return gates
+
+
+def _check_graph(model: bytes, manifest: Manifest, gates: Mapping[str, Gate]) -> str:
+    """Check the graph against manifest and gates; returns the score its gate reads."""
+    external = has_external_data(model)
+    if external is not None:
+        raise BundleError(
+            f"model.onnx keeps the tensor {external} outside the file, which a bundle may not",
+            remedy="Export it again with all data inside",
+        )
+    for name, dtype in (("threshold", FLOAT32), ("gate_score", INT64)):
+        found = find_initializer(model, name)
+        if found.dtype != dtype or found.dims:
+            raise BundleError(f"model.onnx: {name} has the wrong type or shape", remedy=_REMEDY)
+    index = int(read_scalar(model, "gate_score"))
+    if not 0 <= index < len(manifest.scores):
+        raise BundleError(f"model.onnx: gate_score {index} names no score", remedy=_REMEDY)
+    _check_threshold(float(read_scalar(model, "threshold")), manifest.scores[index], gates)
+    return manifest.scores[index]
+
+
+def _check_threshold(threshold: float, score: str, gates: Mapping[str, Gate]) -> None:
+    expected = gates["default"].threshold if gates else math.inf
+    if struct.pack("<f", threshold) != struct.pack("<f", expected):
+        raise BundleError(
+            f"the threshold of model.onnx, {threshold!r}, is not that of gate.json, {expected!r}",
+            remedy="Run moon calibrate again",
+        )
+    for backend, gate in gates.items():
+        if gate.score != score:
+            raise BundleError(
+                f"model.onnx gates by {score}, but gate.json ({backend}) by {gate.score}",
+                remedy="Run moon calibrate again",
+            )
+
+
+def _load_golden(data: bytes) -> Golden:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"golden.npz is not readable: {error}", remedy=_REMEDY) from error
+
+
+def _check_golden(golden: Golden, manifest: Manifest) -> None:
+    expected = {"pixels", "logits", "label", "accept", "score"}
+    expected |= {f"score_{name}" for name in manifest.scores}
+    missing = sorted(expected - set(golden))
+    if missing:
+        raise BundleError(f"golden.npz lacks the array {missing[0]}", remedy=_REMEDY)
+    pixels = golden["pixels"]
+    shape = manifest.preprocess.shape
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or len(pixels) < 1:
+        raise BundleError(
+            f"golden.npz: pixels must be uint8 [n, {shape[0]}, {shape[1]}, {shape[2]}], "
+            f"not {pixels.dtype} {list(pixels.shape)}",
+            remedy=_REMEDY,
+        )
+    n = len(pixels)
+    for name in sorted(expected - {"pixels"}):
+        wanted = (n, manifest.logits) if name == "logits" else (n,)
+        if golden[name].shape != wanted:
+            raise BundleError(
+                f"golden.npz: {name} has shape {list(golden[name].shape)}, not {list(wanted)}",
+                remedy=_REMEDY,
+            )

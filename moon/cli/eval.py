@@ -1,0 +1,128 @@
+"""``moon eval``: accuracy, calibration and out-of-distribution detection of bundles."""
+
+from __future__ import annotations
+
+__all__ = ["evaluate", "show_report"]
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from moon.cli.console import note, output, print_json, working
+from moon.cli.options import AsJson, Backend, Debug, named_sources
+from moon.cli.text import grid, percent
+from moon.errors import UsageError
+
+
+def evaluate(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE ...", help="One, or several to compare.")
+    ],
+    id_source: Annotated[
+        str, typer.Option("--id", metavar="SOURCE", help="Labelled in-distribution test images.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where report.json and report.html go.")
+    ],
+    near: Annotated[
+        list[str],
+        typer.Option("--near", metavar="NAME=SOURCE", help="A near-OOD set; repeatable."),
+    ] = [],  # noqa: B006
+    far: Annotated[
+        list[str], typer.Option("--far", metavar="NAME=SOURCE", help="A far-OOD set; repeatable.")
+    ] = [],  # noqa: B006
+    scores: Annotated[
+        str | None,
+        typer.Option("--scores", metavar="A,B", help="Only these scores; default all carried."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many images of each set.")
+    ] = None,
+    backend: Backend = "onnxruntime",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure bundles on in-distribution and out-of-distribution images.
+
+    Writes report.json and report.html (one file, opens without a network) into --out, and
+    prints the summary: accuracy, ECE, and AUROC and FPR@95 of each score on near and far
+    OOD, each the unweighted mean over its sets.
+    """
+    near_sets, far_sets = named_sources("--near", near), named_sources("--far", far)
+    both = sorted(set(near_sets) & set(far_sets))
+    if both:
+        raise UsageError(
+            f"{both[0]!r} is both a --near and a --far set", remedy="Give each set its own name"
+        )
+    chosen = None if scores is None else [s.strip() for s in scores.split(",") if s.strip()]
+
+    from moon.evaluation.evaluate import evaluate as run
+
+    with working("Opening") as progress:
+        report = run(
+            bundles,
+            id=id_source,
+            near=near_sets,
+            far=far_sets,
+            scores=chosen,
+            limit=limit,
+            backend=backend,
+            out=out,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show_report(output(), report.to_json())
+    note(f"wrote {out / 'report.json'} and {out / 'report.html'}")
+
+
+def show_report(console: Console, report: dict[str, Any]) -> None:
+    """Print the summary of a report: one block a bundle."""
+    for one in (report, *report["compared"]):
+        known, model = one["id"], one["model"]
+        console.print(f"[bold]{escape(model['name'])}[/]  {percent(model['sparsity'])} sparse")
+        console.print(escape(one["verdict"]))
+        console.print(
+            f"accuracy {percent(known['accuracy'], 2)}, ECE {percent(known['ece'], 2)}, "
+            f"{known['n']:,} in-distribution images"
+        )
+        console.print(_scores_table(one))
+        for warning in one["warnings"]:
+            console.print(f"[yellow]warning[/] {escape(warning)}")
+
+
+def _scores_table(one: dict[str, Any]) -> Table:
+    groups = [g for g in ("near", "far") if any(s[g] for s in one["scores"].values())]
+    figures = [f"{group} {what}" for group in groups for what in ("AUROC", "FPR@95")]
+    table = grid("score", *figures, right=figures)
+    gate_score = one["gate"]["score"] if one["gate"] else None
+    for name, metrics in one["scores"].items():
+        table.add_row(f"{name} (gate)" if name == gate_score else name, *_row(metrics, groups))
+        if name != gate_score and gate_score is not None:
+            continue
+        names = [(group, set_name) for group in groups for set_name in metrics[group]["sets"]]
+        for group, set_name in names:
+            cells = [
+                cell
+                for other in groups
+                for cell in (
+                    _cells(metrics[group]["sets"][set_name]) if other == group else ("", "")
+                )
+            ]
+            table.add_row(f"[dim]  {escape(set_name)}[/]", *cells, style="dim")
+    return table
+
+
+def _row(metrics: dict[str, Any], groups: list[str]) -> list[str]:
+    return [cell for group in groups for cell in _cells(metrics[group])]
+
+
+def _cells(figures: dict[str, Any] | None) -> tuple[str, str]:
+    if figures is None:
+        return "-", "-"
+    return percent(figures["auroc"], 2), percent(figures["fpr95_id_pos"], 2)

@@ -1,0 +1,185 @@
+"""What a bundle is, as figures: shared by inspect, export and demo."""
+
+from __future__ import annotations
+
+__all__ = [
+    "bundle_facts",
+    "bytes_line",
+    "classes_line",
+    "gate_facts",
+    "layer_rows",
+    "run_facts",
+    "show_layers",
+    "total",
+]
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from moon.cli.text import count, grid, percent, share, size
+from moon.errors import TrainingError
+
+_FLOAT_BYTES = 4
+
+
+def bundle_facts(bundle: Any) -> dict[str, Any]:
+    """A bundle's figures as a JSON document.
+
+    ``dense_bytes`` is the size of the same graph with dense float32 weights, or, where the
+    export did not record it, four bytes a weight. ``flops`` counts a multiply-add as 2, for
+    one input.
+    """
+    manifest = bundle.manifest
+    recorded = manifest.provenance.get("export", {}).get("dense_fp32_bytes")
+    rows = layer_rows(
+        (name, layer.shape, layer.nonzeros, layer.flops)
+        for name, layer in manifest.sparsity.layers.items()
+    )
+    sums = total(rows)
+    files = {path: entry.size for path, entry in manifest.files.items()}
+    return {
+        "kind": "bundle",
+        "path": str(bundle.path),
+        "name": manifest.name,
+        "version": manifest.version,
+        "classes": list(manifest.classes),
+        "unknown_index": manifest.unknown_index,
+        "input": manifest.input.to_json(),
+        "channels": manifest.preprocess.channels,
+        "scores": list(manifest.scores),
+        "pattern": manifest.sparsity.pattern,
+        **sums,
+        "model_bytes": files["model.onnx"],
+        "dense_bytes": recorded or _FLOAT_BYTES * sums["weights"],
+        "files": files,
+        "layers": rows,
+        "gate": gate_facts(bundle.gate()),
+        "provenance": dict(manifest.provenance),
+    }
+
+
+def gate_facts(gate: Any) -> dict[str, Any] | None:
+    """A gate's JSON without its thousands of stored scores."""
+    if gate is None:
+        return None
+    return {key: value for key, value in gate.to_json().items() if key not in ("scores", "ranks")}
+
+
+def run_facts(run: Path) -> dict[str, Any]:
+    """A finished training run's figures, from its checkpoint.json.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    path = run / "checkpoint.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        layers = [
+            (layer["name"], layer["shape"], layer["nonzeros"], layer["dense_flops"])
+            for layer in plain["layers"]
+        ]
+        rows = layer_rows(layers)
+        return {
+            "kind": "run",
+            "path": str(run),
+            "name": plain["recipe"]["name"],
+            "recipe_sha256": plain["recipe_sha256"],
+            "recipe": plain["recipe"],
+            "classes": plain["classes"],
+            "unknown_index": plain["unknown_index"],
+            **total(rows),
+            "checkpoint_bytes": plain["file"]["bytes"],
+            "layers": rows,
+            "gate": None,
+            "validation": {
+                "source": plain["validation"]["source"],
+                "sha256": plain["validation"]["sha256"],
+            },
+            "metrics": plain["metrics"],
+            "versions": plain["versions"],
+        }
+    except OSError as error:
+        raise TrainingError(f"could not read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path} is not a checkpoint that can be read", remedy="Train the run again"
+        ) from error
+
+
+def classes_line(facts: Mapping[str, Any]) -> str:
+    """``10 (cat, dog, ...) and the unknown``."""
+    names = facts["classes"]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    tail = "" if facts["unknown_index"] is None else " and the unknown"
+    return escape(f"{len(names)} ({shown}){tail}")
+
+
+def bytes_line(facts: Mapping[str, Any]) -> str:
+    """``120 KB, 6.4% of the dense fp32 graph's 1.9 MB``."""
+    small, dense = facts["model_bytes"], facts["dense_bytes"]
+    return f"{size(small)}, {share(small, dense)} of dense fp32 ({size(dense)})"
+
+
+def layer_rows(
+    layers: Iterable[tuple[str, Sequence[int], int, int | None]],
+) -> list[dict[str, Any]]:
+    """A row a weight tensor: shape, weights, nonzeros, density, FLOPs dense and sparse."""
+    rows = []
+    for name, shape, nonzeros, flops in layers:
+        weights = math.prod(shape)
+        density = nonzeros / weights
+        rows.append(
+            {
+                "name": name,
+                "shape": list(shape),
+                "weights": weights,
+                "nonzeros": nonzeros,
+                "density": density,
+                "flops_dense": flops,
+                "flops": None if flops is None else round(flops * density),
+            }
+        )
+    return rows
+
+
+def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over the rows of :func:`layer_rows`."""
+    weights = sum(row["weights"] for row in rows)
+    nonzeros = sum(row["nonzeros"] for row in rows)
+    known = bool(rows) and all(row["flops"] is not None for row in rows)
+    return {
+        "weights": weights,
+        "nonzeros": nonzeros,
+        "sparsity": 1 - nonzeros / weights if weights else 0.0,
+        "flops": sum(row["flops"] for row in rows) if known else None,
+        "flops_dense": sum(row["flops_dense"] for row in rows) if known else None,
+    }
+
+
+def show_layers(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of layers with their sum."""
+    figures = ("weights", "nonzeros", "density", "FLOPs", "dense")
+    table = grid("layer", "shape", *figures, right=figures)
+    for row in rows:
+        shape = "x".join(str(side) for side in row["shape"])
+        table.add_row(escape(row["name"]), shape, *_figures(row))
+    sums = total(rows)
+    table.add_section()
+    table.add_row("all", "", *_figures({**sums, "density": 1 - sums["sparsity"]}))
+    console.print(table)
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{row['weights']:,}",
+        f"{row['nonzeros']:,}",
+        percent(row["density"]),
+        count(row["flops"]),
+        count(row["flops_dense"]),
+    ]

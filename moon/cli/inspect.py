@@ -1,0 +1,81 @@
+"""``moon inspect``: layers, density, bytes, FLOPs and gate of a bundle or a run."""
+
+from __future__ import annotations
+
+__all__ = ["inspect"]
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from moon.cli.console import output, print_json, working
+from moon.cli.facts import bundle_facts, bytes_line, classes_line, run_facts, show_layers
+from moon.cli.options import AsJson, Debug
+from moon.cli.text import count, gate_line, pairs, percent, rates, share, size
+from moon.errors import UsageError
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE|RUN", help="A bundle, or a training run.")
+    ],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show a bundle or a training run: layers, density, bytes, FLOPs, gate."""
+    with working("Reading"):
+        if (path / "checkpoint.json").is_file():
+            facts, gate = run_facts(path), None
+        elif (path / "recipe.toml").is_file():
+            raise UsageError(
+                f"{path} is a run that has not finished",
+                remedy=f"Finish it: moon train {path / 'recipe.toml'} --out {path} --resume",
+            )
+        else:
+            from moon.bundle import Bundle
+
+            bundle = Bundle.open(path)
+            facts, gate = bundle_facts(bundle), bundle.gate()
+    if as_json:
+        print_json(facts)
+        return
+    console = output()
+    _show_head(console, facts, gate)
+    show_layers(console, facts["layers"])
+
+
+def _show_head(console: Console, facts: dict[str, Any], gate: Any) -> None:
+    table = pairs()
+    table.add_row(facts["kind"].capitalize(), escape(facts["path"]))
+    table.add_row("Name", escape(facts["name"]))
+    table.add_row("Classes", classes_line(facts))
+    if facts["kind"] == "bundle":
+        table.add_row("Version", facts["version"])
+        sides = "x".join(str(side) for side in facts["input"]["size"])
+        channels = facts["channels"]
+        kind = facts["input"]["dtype"]
+        table.add_row("Input", f"{sides} pixels, {channels} channel{'s'[: channels > 1]}, {kind}")
+        table.add_row("Scores", ", ".join(facts["scores"]))
+        table.add_row("model.onnx", bytes_line(facts))
+    else:
+        table.add_row("Recipe", f"sha256:{facts['recipe_sha256']}")
+        table.add_row("Held out", escape(facts["validation"]["source"]))
+        table.add_row("Checkpoint", size(facts["checkpoint_bytes"]))
+        accuracy = facts["metrics"].get("accuracy")
+        table.add_row("Accuracy", f"{percent(accuracy)} on the held-out images")
+    table.add_row(
+        "Sparsity", f"{percent(facts['sparsity'])} of {facts['weights']:,} weights are zero"
+    )
+    if facts["flops"] is not None:
+        saved = f"{count(facts['flops'])} of {count(facts['flops_dense'])} dense"
+        table.add_row("FLOPs", f"{saved} ({share(facts['flops'], facts['flops_dense'])})")
+    if facts["kind"] == "bundle":
+        table.add_row("Gate", gate_line(gate))
+        if gate is not None:
+            rate, ci95 = gate.achieved["reject"], rates(gate.achieved["ci95"])
+            table.add_row("", f"rejected {percent(rate)} when calibrated, true rate {ci95} (95%)")
+    console.print(table)
+    console.print()

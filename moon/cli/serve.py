@@ -1,0 +1,61 @@
+"""``moon serve``: answer predictions over HTTP."""
+
+from __future__ import annotations
+
+__all__ = ["serve"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moon.cli.console import note, print_json
+from moon.cli.options import AsJson, Debug
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A calibrated bundle.")],
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The port; 0 takes a free one.")
+    ] = 3000,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Worker processes.")] = 1,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="Holds the bearer token clients must send; needed beyond loopback.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", metavar="X", help="Accept scores >= X, not the calibrated one."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Serve a bundle: POST an image to /predict, get a label or an abstention.
+
+    Stops cleanly on Ctrl-C or SIGTERM: /readyz turns to 503, requests in flight finish.
+    """
+    from moon.serve.run import serve as run
+
+    def announce(url: str) -> None:
+        if as_json:
+            print_json({"url": url, "bundle": str(bundle), "workers": workers})
+        else:
+            print(f"Serving {bundle} at {url} (Ctrl-C stops it)", flush=True)
+
+    run(
+        bundle,
+        host,
+        port,
+        workers,
+        token_file,
+        threshold,
+        announce=announce,
+        warn=lambda text: note(f"warning: {text}"),
+    )

@@ -1,0 +1,1 @@
+"""Metrics, out-of-distribution evaluation and the report page."""

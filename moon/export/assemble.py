@@ -1,0 +1,249 @@
+"""Write a finished graph as a bundle, calibrated where there is data, all or nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+import moon
+from moon.bundle import Bundle, golden_bytes, write_bundle
+from moon.data.items import Source
+from moon.data.load import load_pixels
+from moon.data.preprocess import Preprocess
+from moon.errors import ExportError, UsageError
+from moon.export.build import Built, Classifier, Options, build
+from moon.export.checks import check_agreement
+from moon.export.head import carried_scores
+from moon.export.session import Session
+from moon.progress import Progress, silent
+from moon.runtime.calibrate import calibrate
+
+__all__ = [
+    "GOLDEN",
+    "HALF_IMAGES",
+    "Description",
+    "assemble",
+    "check_free",
+]
+
+# Enough to catch a wrong channel order or rounding; small enough to carry along.
+GOLDEN = 16
+# Rates to a tenth of a percent need a thousand images.
+HALF_IMAGES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the manifest says beyond the graph.
+
+    Args:
+        name: the model's name.
+        classes: known classes, in logit order.
+        provenance: where the model comes from; any JSON object.
+        flops: forward FLOPs of a layer by name, where known.
+        pattern: "unstructured" or the name of a structure; decided from the weights when None.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    flops: Mapping[str, int]
+    pattern: str | None = None
+
+
+def assemble(
+    classifier: Classifier,
+    description: Description,
+    options: Options,
+    out: str | os.PathLike[str],
+    *,
+    source: Source | None,
+    reject: float = 0.05,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Bundle:
+    """Build the graph, write the bundle aside, calibrate it, then put it at ``out``.
+
+    Args:
+        source: held-out in-distribution images for golden inputs, the fp16 check and the gate;
+            None leaves the bundle uncalibrated, its golden inputs random.
+        reject: share of in-distribution images that may be rejected.
+
+    Raises:
+        UsageError: ``out`` exists, or an option is wrong.
+        ExportError, ParityError: the model cannot be exported faithfully.
+        CalibrationError: too few images for ``reject``; names the smallest number.
+    """
+    check_free(out, force)
+    if source is not None and not len(source):
+        raise UsageError(f"{source.spec} holds no images")
+    steps = 3 if source is not None else 2
+    progress(0, steps, "exporting")
+    preprocess = classifier.preprocess
+    golden = _golden(source, preprocess)
+    built = build(classifier, options, golden)
+    report = dict(built.report)
+    half = _Half.of(built, options, source, preprocess) if options.precision == "fp16" else None
+    if half is not None:
+        report["fp16"] = half.check(options.score, None)
+    progress(1, steps, "writing")
+    fields = _fields(classifier, description, options, built, report)
+    files = {
+        "model.onnx": built.model.SerializeToString(),
+        "golden.npz": golden_bytes(golden, _outputs(built.model, options, preprocess, golden)),
+    }
+    # In the same folder, so that the last step is a rename.
+    parent = Path(out).resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".moon-export-") as aside:
+        bundle = write_bundle(Path(aside) / "bundle", manifest_fields=fields, files=files)
+        if source is not None:
+            progress(2, steps, "calibrating")
+            bundle = calibrate(
+                bundle, source, score=options.score, reject=reject, progress=progress
+            )
+        gate = bundle.gate()
+        if half is not None and gate is not None:
+            report["fp16"] = half.check(options.score, gate.threshold)
+            fields = _fields(classifier, description, options, built, report)
+        bundle = _move(bundle, fields, out, force)
+    progress(steps, steps, "exporting")
+    return bundle
+
+
+def check_free(out: str | os.PathLike[str], force: bool) -> None:
+    """Refuse an ``out`` that could not be written in the end, before the work and not after.
+
+    Raises:
+        UsageError: it exists and may not be replaced.
+    """
+    path = Path(out)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not force:
+        raise UsageError(f"{out} exists", remedy="Choose another --out or pass --force")
+    if not (path / "manifest.json").is_file():
+        raise UsageError(
+            f"{out} is not a bundle, so --force will not replace it", remedy="Choose another --out"
+        )
+
+
+def _move(
+    bundle: Bundle, fields: Mapping[str, Any], out: str | os.PathLike[str], force: bool
+) -> Bundle:
+    files = {name: (bundle.path / name).read_bytes() for name in bundle.manifest.files}
+    return write_bundle(out, manifest_fields=fields, files=files, force=force)
+
+
+def _golden(source: Source | None, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Images spread evenly over the source, or random pixels."""
+    if source is None:
+        return _noise(preprocess, GOLDEN)
+    count = min(GOLDEN, len(source))
+    return load_pixels(source, preprocess, np.arange(count) * len(source) // count)
+
+
+def _half_images(source: Source | None, preprocess: Preprocess) -> NDArray[np.uint8]:
+    if source is None:
+        return _noise(preprocess, HALF_IMAGES)
+    if len(source) < HALF_IMAGES:
+        raise ExportError(
+            f"an fp16 graph is checked over at least {HALF_IMAGES:,} images, and {source.spec} "
+            f"has {len(source):,}",
+            remedy="Give more with --data, or export with --precision fp32",
+        )
+    return load_pixels(source, preprocess, np.arange(HALF_IMAGES) * len(source) // HALF_IMAGES)
+
+
+def _noise(preprocess: Preprocess, count: int) -> NDArray[np.uint8]:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (count, *preprocess.shape), dtype=np.uint8)
+
+
+def _outputs(
+    model: onnx.ModelProto, options: Options, preprocess: Preprocess, pixels: NDArray[np.uint8]
+) -> dict[str, NDArray[Any]]:
+    session = Session(model)
+    if options.input_dtype == "uint8":
+        return session.run_batches("input", pixels)
+    # Normalised a batch at a time: the floats of a thousand large images are gigabytes.
+    parts = [
+        session.run({"input": preprocess.normalise(pixels[i : i + 64])})
+        for i in range(0, len(pixels), 64)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class _Half:
+    """What the fp16 graph, and the fp32 one with the same weights, give for many images."""
+
+    narrow: Mapping[str, NDArray[Any]]
+    wide: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def of(
+        cls, built: Built, options: Options, source: Source | None, preprocess: Preprocess
+    ) -> _Half:
+        images = _half_images(source, preprocess)
+        narrow = _outputs(built.model, options, preprocess, images)
+        return cls(narrow, _outputs(built.wide, options, preprocess, images))
+
+    def check(self, score: str, threshold: float | None) -> dict[str, Any]:
+        return check_agreement(self.wide, self.narrow, score=score, threshold=threshold)
+
+
+def _fields(
+    classifier: Classifier,
+    description: Description,
+    options: Options,
+    built: Built,
+    report: Mapping[str, Any],
+) -> dict[str, Any]:
+    preprocess = classifier.preprocess
+    layers = built.layers
+    total = sum(int(np.prod(layer["shape"])) for layer in layers.values())
+    nonzeros = sum(int(layer["nonzeros"]) for layer in layers.values())
+    for name, layer in layers.items():
+        if name in description.flops:
+            layer["flops"] = description.flops[name]
+    uint8 = options.input_dtype == "uint8"
+    return {
+        "name": description.name,
+        "classes": list(description.classes),
+        "unknown_index": classifier.unknown_index,
+        "input": {
+            "name": "input",
+            "dtype": options.input_dtype,
+            "layout": "NHWC" if uint8 else "NCHW",
+            "size": list(preprocess.crop),
+        },
+        "preprocess": preprocess.to_json(),
+        "outputs": [value.name for value in built.model.graph.output],
+        "scores": list(carried_scores(classifier.unknown_index)),
+        "sparsity": {
+            "global": 1 - nonzeros / total if total else 0.0,
+            "layers": layers,
+            "pattern": description.pattern or ("unstructured" if nonzeros < total else "dense"),
+        },
+        "provenance": {
+            **description.provenance,
+            "export": {
+                "weights": options.weights,
+                "values": options.stored,
+                "precision": options.precision,
+                "bytes": built.model.ByteSize(),
+                "dense_fp32_bytes": built.dense_bytes,
+                "parity": dict(report),
+                "tools": {"moon": moon.__version__, "onnx": onnx.__version__},
+            },
+        },
+    }

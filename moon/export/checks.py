@@ -1,0 +1,246 @@
+"""What must hold before a graph becomes a bundle: the same answers, and the zeros still there.
+
+Every failure is a ParityError or ExportError with the figures, and stops the export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+
+from moon.errors import BackendError, ExportError, ParityError
+from moon.export.graph import array, copied, densify, initializers, prune, weight_names
+from moon.export.session import Session, run
+
+__all__ = [
+    "BATCHES",
+    "Parity",
+    "check_agreement",
+    "check_batches",
+    "check_onnx",
+    "check_packed",
+    "check_zeros",
+    "compare",
+    "require",
+    "tolerance",
+]
+
+BATCHES = (1, 2, 7)
+# Of the largest logit, so that a model with large logits is not refused for float32's own rounding.
+_ABSOLUTE = {"fp32": 1e-4, "fp16": 2e-2}
+_RELATIVE = {"fp32": 1e-5, "fp16": 2e-3}
+_TOP1, _GATE = 0.999, 0.995
+# How far fp16 may move a score: logits by the tolerance, a probability by a quarter of twice that.
+_SCORE_TOLERANCE = {"ebo": 2e-2, "mls": 2e-2, "msp": 1e-2, "unknown": 1e-2}
+
+Floats = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How two sets of logits compare.
+
+    Attributes:
+        images: how many.
+        max_abs: largest absolute difference of a logit.
+        top1_agreement: share of images with the same arg max.
+    """
+
+    images: int
+    max_abs: float
+    top1_agreement: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(reference_NL: Floats, logits_NL: Floats) -> Parity:
+    """Compare two sets of logits of the same images.
+
+    Raises:
+        ParityError: shapes differ, or one side has a number that is not finite.
+    """
+    if reference_NL.shape != logits_NL.shape:
+        raise ParityError(
+            f"logits have shape {list(logits_NL.shape)}, expected {list(reference_NL.shape)}"
+        )
+    for which, values in (("model", reference_NL), ("exported graph", logits_NL)):
+        bad = int((~np.isfinite(values)).any(axis=1).sum())
+        if bad:
+            raise ParityError(
+                f"the {which} gives NaN or infinite logits for {bad} of {len(values)} images",
+                remedy="Check that the training converged; with fp16, use --precision fp32",
+            )
+    difference = np.abs(reference_NL.astype(np.float64) - logits_NL)
+    same = reference_NL.argmax(axis=1) == logits_NL.argmax(axis=1)
+    return Parity(
+        images=len(reference_NL),
+        max_abs=float(difference.max(initial=0.0)),
+        top1_agreement=float(same.mean()) if len(same) else 1.0,
+    )
+
+
+def tolerance(reference_NL: Floats, precision: str) -> float:
+    """Largest difference allowed: 1e-4 in fp32 and 2e-2 in fp16, more where logits exceed 10."""
+    peak = float(np.abs(reference_NL).max(initial=0.0))
+    return max(_ABSOLUTE[precision], _RELATIVE[precision] * peak)
+
+
+def require(reference_NL: Floats, logits_NL: Floats, precision: str, what: str) -> Parity:
+    """Compare, and refuse a difference beyond the tolerance.
+
+    Raises:
+        ParityError: with both figures.
+    """
+    parity = compare(reference_NL, logits_NL)
+    allowed = tolerance(reference_NL, precision)
+    if parity.max_abs > allowed:
+        raise ParityError(
+            f"{what} differs by {parity.max_abs:.3g} from the model, more than {allowed:.3g}, "
+            f"over {parity.images} images"
+        )
+    return parity
+
+
+def check_batches(
+    graph: Session, items: Floats, reference_NL: Floats, precision: str = "fp32"
+) -> None:
+    """The graph gives the reference's logits in batches of 1, 2 and 7.
+
+    Raises:
+        ParityError, ExportError: a batch size fails or gives other logits.
+    """
+    for size in BATCHES:
+        # Wraps around, so that few items still make a batch of seven.
+        chosen = np.arange(size) % len(items)
+        try:
+            logits = graph.run({"input": items[chosen]})["logits"]
+        except BackendError as error:
+            raise ExportError(
+                f"the graph does not run with a batch of {size}: {error.cause}",
+                remedy="Export the model with a free batch size",
+            ) from error
+        require(reference_NL[chosen], logits, precision, f"the graph with a batch of {size}")
+
+
+def check_onnx(model: ModelProto, *, full: bool = True) -> None:
+    """The ONNX checker accepts the graph.
+
+    Args:
+        full: with shape inference; it does not know sparse initializers.
+
+    Raises:
+        ExportError: it does not.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the ONNX checker refuses the graph: {str(error)[:300]}") from error
+
+
+def check_zeros(masks: Mapping[str, NDArray[np.bool_]], body: ModelProto) -> None:
+    """Every weight a mask removed is exactly zero in the graph.
+
+    Args:
+        masks: by weight name in the graph, True where a weight may be kept.
+        body: graph whose weights are plain initializers.
+
+    Raises:
+        ExportError: a masked weight came to life, or the layer is not in the graph.
+    """
+    held = initializers(body)
+    names = weight_names(body)
+    for name, mask in masks.items():
+        found = _matching(name, mask, held, names)
+        alive = int(np.count_nonzero(array(held[found[0]])[~found[1]]))
+        if alive:
+            raise ExportError(f"{alive} masked weights of {name} are not zero in the graph")
+
+
+def _matching(
+    name: str, mask: NDArray[np.bool_], held: Mapping[str, TensorProto], names: list[str]
+) -> tuple[str, NDArray[np.bool_]]:
+    """The initializer of a masked weight: under its own name, else transposed under another."""
+    if name in held and tuple(held[name].dims) == mask.shape:
+        return name, mask
+    # A linear layer without bias becomes a MatMul by the transposed weight, newly named.
+    for other in names:
+        if tuple(held[other].dims) == mask.shape[::-1] and mask.ndim == 2:
+            fits = not np.count_nonzero(array(held[other])[~mask.T])
+            if fits:
+                return other, np.ascontiguousarray(mask.T)
+    raise ExportError(f"the sparse layer {name} is not among the weights of the exported graph")
+
+
+def check_packed(packed: ModelProto, rounded: ModelProto) -> None:
+    """The packed graph's own operators, run by ONNX Runtime, give every weight back bit for bit.
+
+    Raises:
+        ParityError: a weight differs.
+    """
+    expected = {name: array(initializers(rounded)[name]) for name in weight_names(rounded)}
+    probe = copied(packed)
+    densify(probe)
+    plain = {name: array(t) for name, t in initializers(probe).items() if name in expected}
+    computed = [name for name in expected if name not in plain]
+    del probe.graph.output[:]
+    for name in computed:
+        kind = helper.np_dtype_to_tensor_dtype(expected[name].dtype)
+        probe.graph.output.append(helper.make_tensor_value_info(name, kind, expected[name].shape))
+    del probe.graph.input[:]
+    prune(probe)
+    decoded = {**plain, **(run(probe, {}) if computed else {})}
+    for name, weight in expected.items():
+        got = decoded[name]
+        if got.shape != weight.shape or got.tobytes() != weight.tobytes():
+            wrong = int((got != weight).sum()) if got.shape == weight.shape else weight.size
+            raise ParityError(f"packing changed {wrong} of {weight.size} weights of {name}")
+
+
+def check_agreement(
+    reference: Mapping[str, Floats],
+    outputs: Mapping[str, Floats],
+    *,
+    score: str,
+    threshold: float | None,
+) -> dict[str, Any]:
+    """The rules for an fp16 graph: logits, top-1 and gate decisions against fp32's.
+
+    Decisions of images whose fp32 score is within fp16's own error of the threshold do not count:
+    the threshold is itself an observed score.
+
+    Args:
+        reference, outputs: ``logits`` and ``score_<name>`` of the fp32 and the fp16 graph.
+        score: the gate's.
+        threshold: the gate's, or None when it is not calibrated.
+
+    Raises:
+        ParityError: a figure is out of bounds.
+    """
+    parity = require(reference["logits"], outputs["logits"], "fp16", "the fp16 graph")
+    report = parity.to_json()
+    if parity.top1_agreement < _TOP1:
+        raise ParityError(
+            f"the fp16 graph gives the same class for {parity.top1_agreement:.2%} of "
+            f"{parity.images} images, less than {_TOP1:.1%}",
+            remedy="Export with --precision fp32",
+        )
+    if threshold is None:
+        return {**report, "gate_agreement": None}
+    wide, narrow = reference[f"score_{score}"], outputs[f"score_{score}"]
+    counted = np.abs(wide - threshold) > _SCORE_TOLERANCE[score]
+    same = (wide >= threshold) == (narrow >= threshold)
+    agreement = float(same[counted].mean()) if counted.any() else 1.0
+    if agreement < _GATE:
+        raise ParityError(
+            f"the fp16 graph decides the same for {agreement:.2%} of {int(counted.sum())} images, "
+            f"less than {_GATE:.1%}",
+            remedy="Export with --precision fp32",
+        )
+    return {**report, "gate_agreement": agreement, "gate_images": int(counted.sum())}

@@ -1,0 +1,162 @@
+"""Is a bundle whole, and does every backend here compute what was computed when it was made?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moon.bundle import Bundle, Golden
+from moon.errors import BackendError, BundleError
+from moon.gate import as_float32
+from moon.runtime.backend import backends, open_backend
+
+__all__ = ["Check", "Parity", "parity", "tolerance", "verify"]
+
+# Largest difference of a logit, for logits of up to about 10.
+_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+_LARGE = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it held.
+        detail: the figures, or what is wrong.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far outputs are from the golden ones.
+
+    Attributes:
+        max_abs: largest difference of a logit; infinite when one is NaN.
+        top1_agreement: share of inputs with the same label.
+        gate_agreement: share with the same decision, leaving out scores closer to the
+            threshold than the tolerance; None when that leaves none.
+        within: whether max_abs is within the tolerance and both shares are 1.
+    """
+
+    max_abs: float
+    top1_agreement: float
+    gate_agreement: float | None
+    within: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "max_abs": self.max_abs if np.isfinite(self.max_abs) else None,
+            "top1_agreement": self.top1_agreement,
+            "gate_agreement": self.gate_agreement,
+            "within": self.within,
+        }
+
+
+def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
+    """Check a bundle's files, thresholds, and golden outputs on every backend that can run.
+
+    Args:
+        bundle: the bundle, which is read again from its folder, or that folder.
+
+    Returns:
+        A check for the files, one for the gate, and one for each backend that can run here.
+        A bundle that cannot be opened gives the first alone, not ok.
+    """
+    path = bundle.path if isinstance(bundle, Bundle) else bundle
+    try:
+        opened = Bundle.open(path)
+    except BundleError as error:
+        return [Check("files", False, str(error))]
+    files = len(opened.manifest.files) + 1
+    checks = [Check("files", True, f"{files} files whole, schema 1"), _gate(opened)]
+    for name, available in backends().items():
+        if available.ok and name != "fake":  # it makes its outputs up
+            checks.append(_golden(opened, name))
+    return checks
+
+
+def parity(
+    golden: Golden, outputs: dict[str, NDArray[Any]], *, precision: str, threshold: float | None
+) -> Parity:
+    """Compare a backend's outputs for the golden inputs with the golden ones.
+
+    Args:
+        golden: from :meth:`moon.bundle.Bundle.golden`.
+        outputs: the backend's, for ``golden["pixels"]``.
+        precision: fp32 or fp16.
+        threshold: what decisions are compared by; None when there is no gate.
+    """
+    allowed = tolerance(golden["logits"], precision)
+    gap_NL = np.abs(outputs["logits"].astype(np.float64) - golden["logits"])
+    max_abs = float(np.where(np.isnan(gap_NL), np.inf, gap_NL).max())
+    top1 = float(np.mean(outputs["label"] == golden["label"]))
+    agreement = None
+    if threshold is not None:
+        bar = np.float32(threshold)
+        then, now = as_float32(golden["score"]), as_float32(outputs["score"])
+        clear = ~(np.abs(then.astype(np.float64) - bar) <= allowed)
+        same = (np.isfinite(then) & (then >= bar)) == (np.isfinite(now) & (now >= bar))
+        agreement = float(np.mean(same[clear])) if clear.any() else None
+    within = max_abs <= allowed and top1 == 1 and agreement in (None, 1.0)
+    return Parity(max_abs=max_abs, top1_agreement=top1, gate_agreement=agreement, within=within)
+
+
+def tolerance(logits_NL: NDArray[Any], precision: str) -> float:
+    """Largest difference allowed: 1e-4 in fp32, 2e-2 in fp16; in proportion for logits past 10."""
+    largest = float(np.abs(logits_NL).max())
+    return _TOLERANCE[precision] * max(1.0, largest / _LARGE)
+
+
+def golden_outputs(bundle: Bundle, name: str, threads: int = 1) -> dict[str, NDArray[Any]]:
+    """A backend's outputs for the bundle's golden inputs, at its own threshold."""
+    pixels = bundle.golden()["pixels"]
+    as_is = bundle.manifest.input.dtype == "uint8"
+    batch: NDArray[Any] = pixels if as_is else bundle.preprocess.normalise(pixels)
+    gate = bundle.gate(name)
+    backend = open_backend(bundle, name, threads=threads)
+    return backend.run(batch, None if gate is None else gate.threshold)
+
+
+def _gate(bundle: Bundle) -> Check:
+    gate = bundle.gate()
+    if gate is None:
+        return Check("gate", True, "not calibrated; the graph accepts nothing")
+    promised = f"risk {gate.risk:g}" if gate.risk is not None else f"alpha {gate.alpha:g}"
+    return Check(
+        "gate",
+        True,
+        f"{gate.score} >= {gate.threshold:g} in gate.json and graph alike "
+        f"({gate.method}, {promised}, n = {gate.n:,})",
+    )
+
+
+def _golden(bundle: Bundle, name: str) -> Check:
+    golden, gate = bundle.golden(), bundle.gate(name)
+    try:
+        outputs = golden_outputs(bundle, name)
+    except BackendError as error:
+        return Check(name, False, str(error))
+    found = parity(
+        golden,
+        outputs,
+        precision=bundle.manifest.precision,
+        threshold=None if gate is None else gate.threshold,
+    )
+    allowed = tolerance(golden["logits"], bundle.manifest.precision)
+    decisions = "none to compare" if found.gate_agreement is None else f"{found.gate_agreement:.1%}"
+    return Check(
+        name,
+        found.within,
+        f"golden logits within {found.max_abs:.1e} (allowed {allowed:.0e}), "
+        f"labels {found.top1_agreement:.1%}, decisions {decisions}",
+    )

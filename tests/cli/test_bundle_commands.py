@@ -1,0 +1,217 @@
+"""export, inspect, verify, calibrate and doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from moon.bundle import Bundle
+from tests.cli.conftest import KNOWN, Moon
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> list[object]:
+    """The words that export a linear classifier of 3x8x8 images into four classes."""
+    weight = np.random.default_rng(0).normal(size=(192, 4)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])],
+        "own",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "own.onnx")
+    (tmp_path / "classes.txt").write_text("ant\nbee\n\ncow\ndog\n", encoding="utf-8")
+    words = ["--classes", tmp_path / "classes.txt", "--mean", "0.5", "--std", ".2,.2,.2"]
+    return ["export", tmp_path / "own.onnx", *words]
+
+
+def test_a_run_is_exported_and_calibrated(exported: Path) -> None:
+    bundle = Bundle.open(exported)
+    gate = bundle.gate()
+    assert gate is not None
+    assert (gate.score, gate.method, gate.alpha, gate.n, gate.k) == (
+        "ebo",
+        "conformal",
+        0.05,
+        150,
+        7,
+    )
+    assert bundle.manifest.sparsity.share == pytest.approx(0.9)
+
+
+def test_export_options_reach_the_bundle(moon: Moon, run: Path, tmp_path: Path) -> None:
+    words = ["--weights", "dense", "--values", "fp16", "--score", "msp", "--reject", "0.1"]
+    result = moon("export", run, "--out", tmp_path / "b", *words, "--json")
+    assert result.code == 0
+    export = result.json["provenance"]["export"]
+    assert (export["weights"], export["values"], export["precision"]) == ("dense", "fp16", "fp32")
+    assert (result.json["gate"]["score"], result.json["gate"]["alpha"]) == ("msp", 0.1)
+    assert "scores" not in result.json["gate"]
+
+
+def test_an_existing_bundle_needs_force(moon: Moon, run: Path, bundle: Path) -> None:
+    version = Bundle.open(bundle).manifest.version
+    result = moon("export", run, "--out", bundle)
+    assert result.code == 2
+    assert "Choose another --out or pass --force" in result.error
+    assert Bundle.open(bundle).manifest.version == version
+    assert moon("export", run, "--out", bundle, "--weights", "dense", "--force").code == 0
+    assert Bundle.open(bundle).manifest.version != version
+
+
+def test_ones_own_model(moon: Moon, own_model: list[object], tmp_path: Path) -> None:
+    result = moon(*own_model, "--out", tmp_path / "b")
+    assert result.code == 0
+    assert "none: calibrate before predicting" in result.out
+    bundle = Bundle.open(tmp_path / "b")
+    assert bundle.classes == ("ant", "bee", "cow", "dog")
+    assert bundle.preprocess.mean == (0.5, 0.5, 0.5)
+    assert bundle.gate() is None
+
+
+def test_ones_own_model_with_an_unknown_and_data(
+    moon: Moon, own_model: list[object], tmp_path: Path
+) -> None:
+    words = ["--unknown-index", "3", "--data", "sklearn:photos[0:100]", "--out", tmp_path / "b"]
+    result = moon(*own_model, *words, "--json")
+    assert result.code == 0
+    assert result.json["unknown_index"] == 3
+    assert result.json["classes"] == ["ant", "bee", "cow"]
+    assert result.json["gate"]["n"] == 100
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--trt"], "--trt is not in this version"),
+        (["--trt-target", "sm_86"], "--trt is not in this version"),
+        (["--unknown-index", "last"], "--unknown-index 'last' is neither a whole number nor none"),
+        (["--mean", "red"], "--mean 'red' is not a list of numbers"),
+    ],
+)
+def test_wrong_export_options(
+    moon: Moon, own_model: list[object], tmp_path: Path, words: list[str], text: str
+) -> None:
+    result = moon(*own_model, *words, "--out", tmp_path / "b")
+    assert result.code == 2
+    assert text in result.error
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_model_needs_its_description(moon: Moon, own_model: list[object], tmp_path: Path) -> None:
+    result = moon(*own_model[:2], "--out", tmp_path / "b")
+    assert result.code == 2
+    assert "a MODEL.onnx needs --classes" in result.error
+
+
+def test_a_run_needs_no_description(moon: Moon, run: Path, tmp_path: Path) -> None:
+    result = moon("export", run, "--out", tmp_path / "b", "--mean", "0.5")
+    assert result.code == 2
+    assert "--mean describes a MODEL.onnx" in result.error
+
+
+def test_inspect_a_bundle(moon: Moon, exported: Path) -> None:
+    facts = moon("inspect", exported, "--json").json
+    assert facts["kind"] == "bundle"
+    assert facts["weights"] == sum(layer["weights"] for layer in facts["layers"]) == 139680
+    assert facts["nonzeros"] == sum(layer["nonzeros"] for layer in facts["layers"]) == 13968
+    assert facts["sparsity"] == pytest.approx(0.9)
+    assert facts["model_bytes"] == (exported / "model.onnx").stat().st_size
+    assert facts["dense_bytes"] > 4 * 139680
+    assert 0 < facts["flops"] < facts["flops_dense"]
+    text = moon("inspect", exported).out
+    assert "90.0% of 139,680 weights are zero" in text
+    assert "conformal, rejects at most 5.0% of ID on average, n = 150" in text
+
+
+def test_inspect_a_run_agrees_with_its_bundle(moon: Moon, run: Path, exported: Path) -> None:
+    one, other = (moon("inspect", path, "--json").json for path in (run, exported))
+    assert one["kind"] == "run"
+    assert one["layers"] == other["layers"]
+    for key in ("weights", "nonzeros", "sparsity", "flops", "flops_dense", "classes"):
+        assert one[key] == other[key]
+    assert "Accuracy" in moon("inspect", run).out
+
+
+def test_inspect_an_unfinished_or_damaged_run(moon: Moon, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("", encoding="utf-8")
+    assert "has not finished" in moon("inspect", tmp_path).error
+    (tmp_path / "checkpoint.json").write_text('{"layers": 3}', encoding="utf-8")
+    assert "is not a checkpoint that can be read" in moon("inspect", tmp_path).error
+
+
+def test_verify_a_good_bundle(moon: Moon, exported: Path) -> None:
+    found = moon("verify", exported, "--json").json
+    assert found["ok"] is True
+    assert {"files", "gate", "onnxruntime"} <= {check["name"] for check in found["checks"]}
+    assert moon("verify", exported).code == 0
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "gate.json", "golden.npz", "manifest.json"])
+def test_verify_finds_one_flipped_bit(moon: Moon, bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    result = moon("verify", bundle, "--json")
+    assert result.code == 1
+    assert result.json["ok"] is False
+    assert result.err.count("\n") == 1
+    assert name in result.error
+
+
+def test_calibrate_rewrites_the_gate(moon: Moon, bundle: Path) -> None:
+    words = ["--score", "msp", "--reject", "0.1", "--method", "pac", "--delta", "0.2"]
+    result = moon("calibrate", bundle, "--data", KNOWN, *words, "--json")
+    assert result.code == 0
+    gate = Bundle.open(bundle).gate()
+    assert gate is not None
+    assert (gate.score, gate.method, gate.alpha, gate.delta) == ("msp", "pac", 0.1, 0.2)
+    assert result.json["gate"]["threshold"] == gate.threshold
+    assert result.json["version"] == Bundle.open(bundle).manifest.version
+    assert "rejects <= 10.0% of ID with 80%" in moon("inspect", bundle).out
+
+
+def test_a_risk_chooses_its_method(moon: Moon, bundle: Path) -> None:
+    result = moon("calibrate", bundle, "--data", KNOWN, "--risk", "0.2")
+    assert result.code == 0
+    assert "error among accepted <= 20.0% with 95%" in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--score", "auto"], 2, "--score auto is not in this version"),
+        (["--ood", "sklearn:photos"], 2, "--ood is not in this version"),
+        (["--per-class"], 2, "--per-class is not in this version"),
+        (["--method", "risk"], 2, "--method risk needs the error to allow"),
+        (["--method", "pac", "--risk", "0.1"], 2, "--risk does not go with --method pac"),
+        (["--reject", "0.001"], 1, "at least 999"),
+        (["--backend", "tensorrt"], 1, "not in this version"),
+        (["--score", "nope"], 1, "nope"),
+    ],
+)
+def test_wrong_calibrations_change_nothing(
+    moon: Moon, bundle: Path, words: list[str], code: int, text: str
+) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    result = moon("calibrate", bundle, "--data", KNOWN, *words)
+    assert result.code == code
+    assert text in result.error
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_doctor(moon: Moon) -> None:
+    found = moon("doctor", "--json").json
+    versions = {package["name"]: package["version"] for package in found["packages"]}
+    assert versions["numpy"] == np.__version__
+    assert found["backends"]["onnxruntime"]["ok"] is True
+    assert found["backends"]["tensorrt"]["ok"] is False
+    text = moon("doctor").out
+    assert "onnxruntime" in text
+    assert "not in this version" in text

@@ -1,0 +1,104 @@
+"""Reports made from drawn logits, for tests of figures and page that need no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moon.evaluation.measure import gate_figures, id_figures, plot_figures, score_figures
+from moon.evaluation.metrics import Ints
+from moon.evaluation.observe import Observed
+from moon.evaluation.report import BundleReport, Report
+from moon.gate import Gate
+from moon.gate_calibration import calibrate_conformal
+from moon.scores import SCORES, msp
+
+CLASSES = 10
+
+
+def drawn(
+    n: int, strength: float, gate: Gate | None, *, seed: int, unknown: bool = True
+) -> tuple[Observed, Ints]:
+    """N images whose right class stands out by ``strength``, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(CLASSES, size=n)
+    logits = rng.normal(0, 1.6, (n, CLASSES + unknown))
+    looks = np.where(rng.random(n) < 0.08, rng.integers(CLASSES, size=n), labels)
+    logits[np.arange(n), looks] += rng.normal(strength, 2.2, n) - 0.45 * strength * (
+        looks != labels
+    )
+    index = CLASSES if unknown else None
+    if unknown:
+        logits[:, CLASSES] -= 2 + 0.35 * strength
+    names = [name for name in SCORES if unknown or name != "unknown"]
+    scores = {name: SCORES[name](logits, index) for name in names}
+    accepted = np.zeros(n, bool) if gate is None else gate.accepts(scores[gate.score])
+    predicted = np.argmax(logits[:, :CLASSES], axis=1)
+    return Observed(scores, {}, accepted, predicted, msp(logits, index)), labels
+
+
+def report(**options: Any) -> dict[str, Any]:
+    """The JSON of ``drawn_report``."""
+    return drawn_report(**options).to_json()
+
+
+def drawn_report(
+    *,
+    calibrated: bool = True,
+    labelled: bool = True,
+    names: tuple[str, ...] = ("cifar10-resnet18-rigl95-moon",),
+    near: tuple[str, ...] = ("tinyimagenet", "cifar100"),
+    far: tuple[str, ...] = ("mnist", "svhn", "dtd"),
+    n: int = 4000,
+    warnings: tuple[str, ...] = (),
+) -> Report:
+    """A report on one bundle a name, each a little weaker than the one before."""
+    bundles = []
+    for i, name in enumerate(names):
+        strength = 11.0 - 1.2 * i
+        gate = None
+        if calibrated:
+            held_out, _ = drawn(5000, strength, None, seed=100 + i)
+            gate = calibrate_conformal(held_out.scores["ebo"], 0.05, score="ebo")
+        known, labels = drawn(n, strength, gate, seed=i)
+        groups = {
+            group: {
+                member: drawn(n // 2, base - 1.2 * j, gate, seed=10 * i + j + 5)[0]
+                for j, member in enumerate(members)
+            }
+            for group, members, base in (("near", near, 5.0), ("far", far, 2.5))
+        }
+        answers = labels if labelled else None
+        bundles.append(
+            BundleReport(
+                model=_model(name, i),
+                backend={"name": "onnxruntime", "version": "1.32.0", "provider": "CPU"},
+                id=id_figures(known, answers),
+                scores={s: score_figures(s, known, groups, answers, 50) for s in known.scores},
+                gate=gate_figures(gate, known, groups, answers),
+                plots=plot_figures(
+                    known, groups, answers, {gate.score: gate.threshold} if gate else {}
+                ),
+                warnings=warnings,
+            )
+        )
+    return Report(
+        created="2026-11-22T22:40:00+00:00",
+        moon="0.1.0",
+        sets={
+            "id": {"ID": {"source": "cifar10.npz#test", "n": n, "of": 10_000}},
+            "near": {m: {"source": f"{m}.npz#test", "n": n // 2, "of": n // 2} for m in near},
+            "far": {m: {"source": f"{m}.npz#test", "n": n // 2, "of": n // 2} for m in far},
+        },
+        bundles=tuple(bundles),
+    )
+
+
+def _model(name: str, i: int) -> dict[str, Any]:
+    return {
+        "name": name, "path": f"bundles/{name}", "version": f"sha256:{i}c0ffee5ba5eba11" + 48 * "0",
+        "classes": CLASSES, "unknown_class": True, "sparsity": 0.95, "pattern": "unstructured",
+        "nonzeros": 558_720 + i, "weights": 11_173_962, "flops": 143_000_000 - i * 10_000_000,
+        "flops_dense": 1_113_000_000, "bytes": 1_912_345 + i,
+    }  # fmt: skip

@@ -1,0 +1,186 @@
+"""The report page: complete without a network, readable by any eye and width."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from moon.evaluation.page import count, labels, outcome, render, size
+from tests.evaluation.chromium import Chromium, find_chromium
+from tests.evaluation.samples import report
+
+CASES = {
+    "one": {},
+    "three": {"names": ("a", "b", "c")},
+    "uncalibrated": {"calibrated": False, "labelled": False, "warnings": ("Take care.",)},
+    "only known": {"near": (), "far": ()},
+    "only far": {"near": (), "far": ("mnist",)},
+}
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {name: render(report(n=400, **options)) for name, options in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("chromium is not installed")
+    with Chromium(executable, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+class Strict(HTMLParser):
+    VOID = frozenset({"meta", "link", "br", "line", "rect", "polyline", "circle"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.addresses = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids += [given["id"]] if "id" in given else []
+        self.addresses += [given[name] for name in ("src", "href") if name in given]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_is_balanced_html_with_unique_ids_and_no_addresses(pages, case):
+    parser = Strict()
+    parser.feed(pages[case])
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert all(a == "data:," or a.startswith("#") for a in parser.addresses)
+    assert {a[1:] for a in parser.addresses if a.startswith("#")} <= set(parser.ids)
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", pages[case])
+
+
+def test_the_verdict_comes_first_and_its_figures_stand_out(pages):
+    page = pages["one"]
+    text = re.sub(r"<[^>]+>", "", page[page.index("<main>") :])
+    assert text.index("Accepts ") < text.index("What the gate does")
+    assert re.search(r'Accepts <strong class="known-text">[\d.]+%</strong> of known inputs', page)
+    assert re.search(r'<strong class="near-text">[\d.]+%</strong> of near', page)
+
+
+def test_names_from_outside_are_escaped():
+    evil = "<script>alert(1)</script>"
+    page = render(report(n=200, names=(evil,), far=(evil,), near=(), warnings=(evil,)))
+    assert evil not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_bundles_are_told_apart_even_when_alike():
+    model = {"name": "m", "version": "sha256:" + "a" * 64}
+    other = {"name": "m", "version": "sha256:" + "b" * 64}
+    assert labels([model, {**model, "name": "n"}]) == ["m", "n"]
+    assert labels([model, other]) == ["m aaaaaaaa", "m bbbbbbbb"]
+    assert labels([model, model]) == ["m aaaaaaaa (1)", "m aaaaaaaa (2)"]
+
+
+def test_the_outcome_names_who_leads():
+    def one(name, near, far):
+        gate = {"id": {"accept": 0.95}, "near": {"reject": near}, "far": {"reject": far}}
+        return {"name": name, "gate": gate}
+
+    assert outcome([one("a", 0.5, 0.9), one("b", 0.6, 0.95)]) == (
+        "b catches most: 60.0% of near and 95.0% of far unknown inputs, accepting 95.0% of known."
+    )
+    assert outcome([one("a", 0.7, 0.9), one("b", 0.6, 0.95)]) == (
+        "a catches most near unknown inputs, 70.0% of near; b most far ones, 95.0% of far."
+    )
+    assert "2 bundles" in outcome([{**one("a", 0, 0), "gate": None}, one("b", 0, 0)])
+
+
+def test_counts_for_people():
+    assert [count(v) for v in (None, 12, 1234, 5_480_123, 1.1e12)] == [
+        "–", "12", "1.23 k", "5.48 M", "1.1 T"
+    ]  # fmt: skip
+    assert (size(999), size(1_912_345)) == ("999 B", "1.91 MB")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 1200), (False, 360)])
+def test_a_browser_shows_it_without_complaint_or_request(
+    browser, pages, tmp_path, case, dark, width
+):
+    path = tmp_path / "report.html"
+    path.write_text(pages[case], encoding="utf-8")
+    browser.open(path, dark=dark, width=width)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.evaluate("document.querySelector('.verdict').textContent").endswith(".")
+    assert browser.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
+    # Perceived lightness of paper and ink: the theme really changed.
+    light = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
+    assert (browser.evaluate(light) < 60) is dark
+    assert browser.complaints() == []
+    assert browser.requests() == [path.as_uri()]
+
+
+def test_the_browser_would_notice(browser, tmp_path):
+    """The check above can fail: a page that logs, throws and asks is caught."""
+    path = tmp_path / "bad.html"
+    path.write_text(
+        "<link rel=icon href='data:,'><img src='http://localhost:9/x.png'>"
+        "<script>console.error('logged'); throw new Error('thrown')</script>"
+    )
+    browser.open(path)
+    said = " ".join(browser.complaints())
+    assert "logged" in said
+    assert "thrown" in said
+    assert "http://localhost:9/x.png" in browser.requests()
+
+
+def test_tables_sort_by_a_click_and_say_so(browser, pages, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(pages["one"], encoding="utf-8")
+    browser.open(path)
+    table = "document.querySelectorAll('table')[1]"
+    browser.evaluate(f"{table}.querySelector('th[data-column=\"1\"] button').click()")
+    read = f"[...{table}.tBodies[0].rows].map(r => Number(r.cells[1].dataset.v))"
+    descending = browser.evaluate(read)
+    assert descending == sorted(descending, reverse=True)
+    assert len(set(descending)) == 4
+    state = f"{table}.querySelector('th[data-column=\"1\"]').getAttribute('aria-sort')"
+    assert browser.evaluate(state) == "descending"
+    browser.evaluate(f"{table}.querySelector('th[data-column=\"1\"] button').click()")
+    assert browser.evaluate(read) == sorted(descending)
+    assert browser.evaluate(state) == "ascending"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_has_enough_contrast(browser, pages, tmp_path, dark):
+    path = tmp_path / "report.html"
+    path.write_text(pages["one"], encoding="utf-8")
+    browser.open(path, dark=dark)
+    colours = browser.evaluate(
+        "['--ink', '--muted', '--known', '--near', '--far', '--paper', '--panel'].map("
+        "n => getComputedStyle(document.documentElement).getPropertyValue(n).trim())"
+    )
+    *texts, paper, panel = map(luminance, colours)
+    for text in texts:
+        for ground in (paper, panel):
+            high, low = max(text, ground), min(text, ground)
+            assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.1 AA
+
+
+def luminance(colour):
+    whole = colour.lstrip("#")
+    whole = "".join(c * 2 for c in whole) if len(whole) == 3 else whole
+    parts = [int(whole[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

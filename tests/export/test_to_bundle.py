@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto
+
+from moon.bundle import Bundle
+from moon.data.items import Source
+from moon.data.load import load_pixels
+from moon.data.source import open_source
+from moon.errors import CalibrationError, DataError, ExportError, UsageError
+from moon.export import from_onnx, to_bundle
+from moon.export.session import Session
+from moon.runtime.predictor import Predictor
+from moon.scores import SCORES
+from moon.trainer.checkpoint import Checkpoint, Validation
+
+from .conftest import CLASSES, PREPROCESS, TEST, TRAIN, MakeForeign
+
+OWN: dict[str, Any] = {"classes": ["a", "b", "c", "d", "e"], "mean": [0.5], "std": [0.25]}
+
+
+@pytest.fixture(scope="module")
+def digits_onnx(body: ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits network as somebody's own ONNX file: quicker than tracing it again."""
+    path = tmp_path_factory.mktemp("own") / "digits.onnx"
+    onnx.save(body, path)
+    return path
+
+
+def from_digits(path: Path, out: Path, **options: Any) -> Bundle:
+    given = {"classes": CLASSES, "unknown_index": 10, "data": TEST, **options}
+    return from_onnx(path, out, mean=PREPROCESS.mean, std=PREPROCESS.std, **given)
+
+
+def outputs(bundle: Bundle, pixels: Any) -> dict[str, Any]:
+    uint8 = bundle.manifest.input.dtype == "uint8"
+    feed = pixels if uint8 else bundle.preprocess.normalise(pixels)
+    return Session(bundle.model_bytes()).run({"input": feed})
+
+
+@pytest.fixture(scope="module")
+def bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return to_bundle(run_folder, tmp_path_factory.mktemp("bundle") / "digits")
+
+
+def test_a_run_becomes_a_calibrated_bundle(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.classes, manifest.unknown_index) == ("digits-test", CLASSES, 10)
+    assert manifest.scores == ("msp", "ebo", "mls", "unknown")
+    assert manifest.sparsity.share == pytest.approx(0.9, abs=1e-3)
+    assert manifest.sparsity.pattern == "unstructured"
+    for layer in checkpoint.layers:
+        found = manifest.sparsity.layers[layer.name]
+        assert (found.shape, found.nonzeros) == (layer.shape, layer.nonzeros)
+        assert found.flops == layer.dense_flops
+    gate = bundle.gate()
+    assert gate is not None
+    assert (gate.score, gate.method, gate.alpha, gate.n) == ("ebo", "conformal", 0.05, 539)
+    assert gate.achieved["reject"] <= 0.05
+    assert manifest.provenance["recipe_sha256"] == checkpoint.recipe.hash
+    export = manifest.provenance["export"]
+    assert export["bytes"] < 0.15 * export["dense_fp32_bytes"]
+
+
+def test_it_answers_like_the_model_and_the_numpy_scores(
+    bundle: Bundle, checkpoint: Checkpoint
+) -> None:
+    import torch
+
+    pixels = load_pixels(open_source(TEST), bundle.preprocess, range(100))
+    out = outputs(bundle, pixels)
+    images = torch.from_numpy(bundle.preprocess.normalise(pixels))
+    with torch.no_grad():
+        expected = checkpoint.model()(images).numpy()
+    np.testing.assert_allclose(out["logits"], expected, atol=1e-4)
+    for name in bundle.manifest.scores:
+        np.testing.assert_allclose(out[f"score_{name}"], SCORES[name](expected, 10), atol=1e-4)
+    gate = bundle.gate()
+    assert gate is not None
+    np.testing.assert_array_equal(out["accept"], gate.accepts(out["score_ebo"]))
+    assert 0.8 < out["accept"].mean() < 1
+
+
+def test_it_predicts(bundle: Bundle) -> None:
+    source = open_source(TEST)
+    decisions = Predictor.open(bundle).predict([source.item(i) for i in range(50)])
+    assert source.labels is not None
+    right = [
+        d.label == CLASSES[label] for d, label in zip(decisions, source.labels[:50], strict=True)
+    ]
+    assert sum(right) > 40
+
+
+def test_golden_outputs_are_those_of_the_graph(bundle: Bundle) -> None:
+    golden = bundle.golden()
+    assert len(golden["pixels"]) == 16
+    for name, expected in outputs(bundle, golden["pixels"]).items():
+        np.testing.assert_array_equal(golden[name], expected, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "dense"},
+        {"weights": "coo", "values": "fp16"},
+        {"input_dtype": "uint8", "features": True},
+        {"score": "msp", "reject": 0.1},
+    ],
+)
+def test_options_change_the_file_and_not_the_answers(
+    digits_onnx: Path, bundle: Bundle, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    other = from_digits(digits_onnx, tmp_path / "out", **options)
+    pixels = load_pixels(open_source(TEST), bundle.preprocess, range(20))
+    one, two = outputs(bundle, pixels), outputs(other, pixels)
+    exact = options.get("values") is None
+    np.testing.assert_allclose(two["logits"], one["logits"], atol=1e-5 if exact else 2e-2)
+    assert ("features" in two) == options.get("features", False)
+    gate = other.gate()
+    assert gate is not None
+    assert gate.score == options.get("score", "ebo")
+    assert gate.alpha == options.get("reject", 0.05)
+
+
+def test_the_same_run_gives_the_same_version(
+    bundle: Bundle, run_folder: Path, tmp_path: Path
+) -> None:
+    again = to_bundle(run_folder, tmp_path / "again")
+    assert again.manifest.version == bundle.manifest.version
+    assert again.model_bytes() == bundle.model_bytes()
+
+
+def test_fp16_is_checked_over_a_thousand_images(digits_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"at least 1,000 images, and .*has 539"):
+        from_digits(digits_onnx, tmp_path / "few", precision="fp16")
+    made = from_digits(digits_onnx, tmp_path / "many", precision="fp16", data=TRAIN)
+    figures = made.manifest.provenance["export"]["parity"]["fp16"]
+    assert figures["images"] == 1000
+    assert figures["top1_agreement"] >= 0.999
+    assert figures["gate_agreement"] >= 0.995
+    assert list(tmp_path.iterdir()) == [tmp_path / "many"]
+
+
+def test_too_few_images_name_the_smallest_number_and_leave_nothing(
+    digits_onnx: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CalibrationError, match="19"):
+        from_digits(digits_onnx, tmp_path / "out", data=f"{TEST}[0:10]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_that_is_there_is_kept_or_replaced(digits_onnx: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    from_digits(digits_onnx, out)
+    with pytest.raises(UsageError, match="--force"):
+        from_digits(digits_onnx, out)
+    with pytest.raises(CalibrationError):
+        from_digits(digits_onnx, out, data=f"{TEST}[0:10]", force=True)
+    assert Bundle.open(out).gate("default") is not None
+    replaced = from_digits(digits_onnx, out, score="mls", force=True)
+    assert Bundle.open(out).gate_score == replaced.gate_score == "mls"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not a bundle"):
+        from_digits(digits_onnx, tmp_path / "mine", force=True)
+
+
+def test_changed_validation_images_are_noticed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    changed = Validation(source=TEST, indices=(0, 1), sha256="0" * 64)
+    with pytest.raises(DataError, match=r"have changed since training.*--data"):
+        to_bundle(dataclasses.replace(checkpoint, validation=changed), tmp_path / "out")
+    gone = Validation(source=str(tmp_path / "gone"), indices=None, sha256="0" * 64)
+    with pytest.raises(DataError, match=r"cannot be read.*--data"):
+        to_bundle(dataclasses.replace(checkpoint, validation=gone), tmp_path / "out")
+
+
+def test_wrong_options_are_named(checkpoint: Checkpoint, digits_onnx: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="TensorRT engines cannot be built yet"):
+        to_bundle(checkpoint, out, trt=True)
+    with pytest.raises(UsageError, match="values must be fp32 or fp16, not 'int8'"):
+        to_bundle(checkpoint, out, values="int8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the score knn cannot be had"):
+        from_digits(digits_onnx, out, score="knn")
+
+
+def test_a_model_without_an_unknown_class(foreign: MakeForeign, tmp_path: Path) -> None:
+    made = from_onnx(foreign(), tmp_path / "out", **OWN)
+    assert made.manifest.scores == ("msp", "ebo", "mls")
+    assert made.manifest.unknown_index is None
+    assert made.gate() is None
+    out = outputs(made, made.golden()["pixels"])
+    assert not out["accept"].any()
+    assert made.manifest.provenance["source"]["file"] == "own.onnx"
+    assert made.preprocess.mean == (0.5, 0.5, 0.5)
+    with pytest.raises(UsageError, match="unknown cannot be had"):
+        from_onnx(foreign(), tmp_path / "other", score="unknown", **OWN)
+
+
+def photos(count: int) -> Source:
+    rng = np.random.default_rng(0)
+    return Source(spec="photos", items=list(rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)))
+
+
+def test_an_own_model_is_calibrated_on_data(foreign: MakeForeign, tmp_path: Path) -> None:
+    given = {**OWN, "unknown_index": 1}
+    made = from_onnx(foreign(), tmp_path / "out", data=photos(100), name="mine", **given)
+    gate = made.gate()
+    assert gate is not None
+    assert (gate.n, made.classes, made.manifest.name) == (100, ("a", "c", "d", "e"), "mine")
+    assert math.isfinite(gate.threshold)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"classes": ["a", "b"]}, "5 outputs and no unknown class, so it needs 5 class names"),
+        ({"classes": ["a", "b", "c"], "unknown_index": 0}, "needs 4 class names, and got 3"),
+        ({"unknown_index": 5}, "unknown index 5 is outside the 5 outputs"),
+        ({"classes": ["a", "a", "c", "d", "e"]}, "class name a is there twice"),
+        ({"mean": [0.1, 0.2]}, "mean has 2 values, and the model's images 3"),
+    ],
+)
+def test_a_wrong_description_of_an_own_model_is_named(
+    foreign: MakeForeign, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        from_onnx(foreign(), tmp_path / "out", **{**OWN, **change})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_own_model_needs_no_torch(foreign: MakeForeign, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from moon.export import from_onnx\n"
+        f"from_onnx({str(foreign())!r}, {str(tmp_path / 'out')!r}, classes=list('abcde'),"
+        " mean=[0.5], std=[0.5])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert Bundle.open(tmp_path / "out").gate() is None
