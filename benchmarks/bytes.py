@@ -113,7 +113,7 @@ def main() -> None:
     console.print(table)
     console.print(
         f"outputs: against dense weights rounded alike; onnx {onnx.__version__}, "
-        f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, {platform.processor()}"
+        f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, {platform.machine()}"
     )
 
 

@@ -36,7 +36,7 @@ from moon.gate import Gate
 from moon.manifest import FileEntry, Manifest
 from moon.onnxfile import FLOAT32, INT64, find_initializer, has_external_data, read_scalar
 
-__all__ = ["Bundle", "Golden", "Manifest", "golden_bytes", "write_bundle"]
+__all__ = ["Bundle", "Golden", "Manifest", "gates_bytes", "golden_bytes", "write_bundle"]
 
 GATES_SCHEMA_VERSION = 1
 Golden = dict[str, NDArray[Any]]
@@ -66,7 +66,7 @@ class Bundle:
         _check_folder(root, manifest)
         for name, entry in manifest.files.items():
             if name not in (*_REQUIRED, *_OPTIONAL):
-                _check_entry(name, entry, (root / name).stat().st_size, sha256_file(root / name))
+                _check_file(root, name, entry)
         gates = _read_gates(root, manifest)
         gate_score = _check_graph(_read(root, manifest, "model.onnx"), manifest, gates)
         bundle = cls(root, manifest, gates, gate_score)
@@ -226,6 +226,14 @@ def _read(root: Path, manifest: Manifest, name: str) -> bytes:
         raise BundleError(f"could not read {name}: {error.strerror}", remedy=_REMEDY) from error
     _check_entry(name, manifest.files[name], len(data), sha256_bytes(data))
     return data
+
+
+def _check_file(root: Path, name: str, entry: FileEntry) -> None:
+    """Engines can be large, so they are hashed in pieces."""
+    try:
+        _check_entry(name, entry, (root / name).stat().st_size, sha256_file(root / name))
+    except OSError as error:
+        raise BundleError(f"could not read {name}: {error.strerror}", remedy=_REMEDY) from error
 
 
 def _check_entry(name: str, entry: FileEntry, size: int, sha256: str) -> None:

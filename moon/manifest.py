@@ -291,7 +291,7 @@ def _check_hashes(plain: dict[str, Any]) -> None:
     try:
         agree = plain.get("sha256") == self_hash(plain)
         current = agree and plain.get("version") == content_version(plain)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _bad("it cannot be hashed, so it was not written by moon") from error
     if not agree:
         raise _bad("its contents do not match its sha256: it was changed or damaged")

@@ -187,6 +187,14 @@ def test_json_that_is_no_manifest_is_refused(plain: object) -> None:
         Manifest.from_json(plain)
 
 
+def test_nesting_without_end_is_refused() -> None:
+    plain = Manifest.seal(fields(), FILES).to_json()
+    for _ in range(100_000):
+        plain["provenance"] = {"a": plain["provenance"]}
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Manifest.from_json(plain)
+
+
 def test_numbers_json_cannot_hold_are_refused() -> None:
     plain = Manifest.seal(fields(), FILES).to_json()
     plain["sparsity"]["global"] = float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["demo"]
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ def demo(
     """
     began = time.monotonic()
     _require_packages()
+    # The network is too small to gain from threads, and they wait for each other on a busy box.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     steps = _Steps(error_console(), DemoFolder(out))
     _train(steps)
     bundle = _export(steps)

@@ -20,7 +20,7 @@ from moon.errors import UsageError
 
 def evaluate(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE ...", help="One, or several to compare.")
+        list[Path], typer.Argument(metavar="BUNDLE", help="One, or several to compare.")
     ],
     id_source: Annotated[
         str, typer.Option("--id", metavar="SOURCE", help="Labelled in-distribution test images.")

@@ -23,7 +23,7 @@ _CHUNK = 64
 
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A calibrated bundle.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE ...", help="Image files.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")],
     backend: Backend = "onnxruntime",
     threshold: Annotated[
         float | None,
@@ -85,6 +85,7 @@ def show_predictions(console: Console, entries: Sequence[dict[str, Any]]) -> Non
     """Print decisions as a table; a failed item is a row of its own."""
     columns = ("input", "decision", "label", "p", "score", "p-value", "why")
     table = grid(*columns, right=("p", "score", "p-value"))
+    table.columns[1].no_wrap = True
     for entry in entries:
         name = escape(entry["input"])
         if "error" in entry:

@@ -20,7 +20,7 @@ _FEW = 40
 def recipes(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME ...]", help="Parts of names; a whole name is shown as TOML."),
+        typer.Argument(metavar="NAME", help="Parts of names; a whole name is shown as TOML."),
     ] = [],  # noqa: B006
     as_json: AsJson = False,
     debug: Debug = False,

@@ -7,7 +7,7 @@ __all__ = ["Engine", "columns", "score"]
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,8 +55,9 @@ def score(
     """
     if engine is Engine.ray:
         raise not_yet("--engine ray", "Leave it out, or use --engine local")
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder", remedy="Give --out the name of a file, FILE.parquet")
+    if out.exists() and not out.is_file():
+        what = "a folder" if out.is_dir() else "not a plain file"
+        raise UsageError(f"{out} is {what}", remedy="Give --out the name of a file, FILE.parquet")
 
     from moon.data.source import open_source
     from moon.runtime.predictor import Predictor
@@ -190,19 +191,21 @@ def _parquet(path: Path, table: dict[str, str]) -> Iterator[Callable[[list[dict[
     from pyarrow import parquet
 
     schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in table.items()])
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = path.resolve()
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("xb") as file:
             with parquet.ParquetWriter(file, schema) as writer:
                 yield lambda rows: writer.write_table(pyarrow.Table.from_pylist(rows, schema))
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        aside.replace(target)
     except OSError as error:
         raise MoonError(
             f"could not write {path}: {error.strerror or error}",
             remedy="Check the path, its rights and the space on its disk",
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # it never came to be, or nothing can be done about it
+            aside.unlink()

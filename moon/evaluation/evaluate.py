@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from moon.evaluation.measure import (
 from moon.evaluation.metrics import Ints
 from moon.evaluation.observe import Observed, check_scores, known_labels, observe, sample
 from moon.evaluation.report import BundleReport, Report, report_folder
+from moon.gate import Gate
 from moon.progress import Progress, silent
 from moon.runtime.predictor import Predictor
 
@@ -128,14 +129,16 @@ class _Run:
         labels = known_labels(*_only(sets["id"]), bundle.classes)
         thresholds = {gate.score: gate.threshold} if gate else {}
         found = gate_figures(gate, known, groups, labels)
+        measured = {n: score_figures(n, known, groups, labels, self.resamples) for n in with_gate}
+        said = _warnings(bundle, sets, seen, found, labels)
         return BundleReport(
             model=model_figures(bundle),
             backend={"name": self.backend, **predictor.backend.info()},
             id=id_figures(known, labels),
-            scores={n: score_figures(n, known, groups, labels, self.resamples) for n in with_gate},
+            scores=measured,
             gate=found,
             plots=plot_figures(known, groups, labels, thresholds),
-            warnings=tuple(_warnings(bundle, sets, seen, found, labels)),
+            warnings=(*said, *_turned_round(measured, gate)),
         )
 
     def _observe(
@@ -232,6 +235,19 @@ def _warnings(
                     "name of a known class; they may not be unknown inputs at all."
                 )
     return said
+
+
+def _turned_round(scores: Mapping[str, Any], gate: Gate | None) -> Iterator[str]:
+    """Sets that the gate's score takes for more known than the known images themselves."""
+    if gate is None:
+        return
+    for group in GROUPS:
+        for name, figures in (scores[gate.score][group] or {"sets": {}})["sets"].items():
+            if figures["auroc"] < 0.5:
+                yield (
+                    f"{name}: the gate's score, {gate.score}, ranks it above the known images "
+                    f"(AUROC {figures['auroc']:.1%}), so no threshold on it can help there."
+                )
 
 
 def _rejects_more(gate: dict[str, Any]) -> bool:

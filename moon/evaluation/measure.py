@@ -136,7 +136,9 @@ def plot_figures(
         if right is not None and labels is not None:
             coverage, risk = risk_coverage(values[labels >= 0], right)
             chosen = np.unique(np.linspace(0, len(coverage) - 1, 200).round().astype(int))
-            entry["risk_coverage"] = [[float(coverage[i]), float(risk[i])] for i in chosen]
+            entry["risk_coverage"] = [
+                [round(float(coverage[i]), 6), round(float(risk[i]), 6)] for i in chosen
+            ]
         plots["scores"][name] = entry
     return plots
 
@@ -202,7 +204,7 @@ def _histogram(
     def shares(values: Floats) -> list[float]:
         clipped = np.clip(place(values, scale), low, high)
         counts, _ = np.histogram(clipped, edges)
-        return [float(share) for share in counts / len(values)]
+        return [round(float(share), 6) for share in counts / len(values)]
 
     return {
         "scale": scale,

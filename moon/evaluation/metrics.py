@@ -121,7 +121,7 @@ class RocCurve:
         """Every metric of ``OOD_METRICS`` by name."""
         return {name: float(getattr(self, name)) for name in OOD_METRICS}
 
-    def points(self, limit: int = 200) -> list[tuple[float, float]]:
+    def points(self, limit: int = 120) -> list[tuple[float, float]]:
         """At most about ``limit`` points (share of OOD accepted, share of ID accepted).
 
         From (0, 0) to (1, 1), chosen evenly along the curve, so that a plot of them is faithful.
@@ -130,7 +130,7 @@ class RocCurve:
         y = np.concatenate([[0.0], self.id_kept / self.n_id])
         wanted = np.searchsorted(x + y, np.linspace(0.0, 2.0, limit), side="left")
         chosen = np.unique(np.clip(wanted, 0, len(x) - 1))
-        return [(float(x[i]), float(y[i])) for i in chosen]
+        return [(round(float(x[i]), 6), round(float(y[i]), 6)) for i in chosen]
 
     def _from_below(self) -> tuple[Ints, Ints]:
         """ID and OOD inputs with a score <= each distinct score, ascending."""

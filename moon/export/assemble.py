@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,28 +87,24 @@ def assemble(
     check_free(out, force)
     if source is not None and not len(source):
         raise UsageError(f"{source.spec} holds no images")
-    steps = 3 if source is not None else 2
-    progress(0, steps, "exporting")
-    preprocess = classifier.preprocess
-    golden = _golden(source, preprocess)
+    progress(0, 2, "exporting")
+    golden = _golden(source, classifier.preprocess)
     built = build(classifier, options, golden)
+    half = _Half.of(built, options, source, classifier) if options.precision == "fp16" else None
     report = dict(built.report)
-    half = _Half.of(built, options, source, preprocess) if options.precision == "fp16" else None
     if half is not None:
         report["fp16"] = half.check(options.score, None)
-    progress(1, steps, "writing")
     fields = _fields(classifier, description, options, built, report)
     files = {
         "model.onnx": built.model.SerializeToString(),
-        "golden.npz": golden_bytes(golden, _outputs(built.model, options, preprocess, golden)),
+        "golden.npz": golden_bytes(
+            golden, _outputs(built.model, options, classifier.preprocess, golden)
+        ),
     }
-    # In the same folder, so that the last step is a rename.
-    parent = Path(out).resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".moon-export-") as aside:
-        bundle = write_bundle(Path(aside) / "bundle", manifest_fields=fields, files=files)
+    progress(1, 2, "calibrating")
+    with _aside(out) as folder:
+        bundle = write_bundle(folder / "bundle", manifest_fields=fields, files=files)
         if source is not None:
-            progress(2, steps, "calibrating")
             bundle = calibrate(
                 bundle, source, score=options.score, reject=reject, progress=progress
             )
@@ -115,8 +113,24 @@ def assemble(
             report["fp16"] = half.check(options.score, gate.threshold)
             fields = _fields(classifier, description, options, built, report)
         bundle = _move(bundle, fields, out, force)
-    progress(steps, steps, "exporting")
+    progress(2, 2, "exporting")
     return bundle
+
+
+@contextmanager
+def _aside(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside ``out``, so that the last step is a rename."""
+    parent = Path(out).resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=parent, prefix=".moon-export-")
+    except OSError as error:
+        raise ExportError(
+            f"could not write in {parent}: {error.strerror or error}",
+            remedy="Choose another --out",
+        ) from error
+    with folder as name:
+        yield Path(name)
 
 
 def check_free(out: str | os.PathLike[str], force: bool) -> None:
@@ -191,8 +205,9 @@ class _Half:
 
     @classmethod
     def of(
-        cls, built: Built, options: Options, source: Source | None, preprocess: Preprocess
+        cls, built: Built, options: Options, source: Source | None, classifier: Classifier
     ) -> _Half:
+        preprocess = classifier.preprocess
         images = _half_images(source, preprocess)
         narrow = _outputs(built.model, options, preprocess, images)
         return cls(narrow, _outputs(built.wide, options, preprocess, images))
@@ -209,13 +224,6 @@ def _fields(
     report: Mapping[str, Any],
 ) -> dict[str, Any]:
     preprocess = classifier.preprocess
-    layers = built.layers
-    total = sum(int(np.prod(layer["shape"])) for layer in layers.values())
-    nonzeros = sum(int(layer["nonzeros"]) for layer in layers.values())
-    for name, layer in layers.items():
-        if name in description.flops:
-            layer["flops"] = description.flops[name]
-    uint8 = options.input_dtype == "uint8"
     return {
         "name": description.name,
         "classes": list(description.classes),
@@ -223,17 +231,13 @@ def _fields(
         "input": {
             "name": "input",
             "dtype": options.input_dtype,
-            "layout": "NHWC" if uint8 else "NCHW",
+            "layout": "NHWC" if options.input_dtype == "uint8" else "NCHW",
             "size": list(preprocess.crop),
         },
         "preprocess": preprocess.to_json(),
         "outputs": [value.name for value in built.model.graph.output],
         "scores": list(carried_scores(classifier.unknown_index)),
-        "sparsity": {
-            "global": 1 - nonzeros / total if total else 0.0,
-            "layers": layers,
-            "pattern": description.pattern or ("unstructured" if nonzeros < total else "dense"),
-        },
+        "sparsity": _sparsity(built, description),
         "provenance": {
             **description.provenance,
             "export": {
@@ -246,4 +250,18 @@ def _fields(
                 "tools": {"moon": moon.__version__, "onnx": onnx.__version__},
             },
         },
+    }
+
+
+def _sparsity(built: Built, description: Description) -> dict[str, Any]:
+    layers = {name: dict(layer) for name, layer in built.layers.items()}
+    for name in layers.keys() & description.flops.keys():
+        layers[name]["flops"] = description.flops[name]
+    total = sum(math.prod(layer["shape"]) for layer in layers.values())
+    nonzeros = sum(layer["nonzeros"] for layer in layers.values())
+    pattern = "unstructured" if nonzeros < total else "dense"
+    return {
+        "global": 1 - nonzeros / total if total else 0.0,
+        "layers": layers,
+        "pattern": description.pattern or pattern,
     }

@@ -88,7 +88,22 @@ def from_onnx(
         std=_channels("std", std, foreign.channels),
         interpolation=interpolation,
     )
-    classifier = Classifier(
+    known = _known(classes, foreign.outputs, unknown_index)
+    source = open_source(data) if isinstance(data, str) else data
+    return assemble(
+        _classifier(foreign, preprocess, unknown_index),
+        _description(foreign, path, name, known),
+        options,
+        out,
+        source=source,
+        reject=reject,
+        force=force,
+        progress=progress,
+    )
+
+
+def _classifier(foreign: Foreign, preprocess: Preprocess, unknown_index: int | None) -> Classifier:
+    return Classifier(
         body=foreign.body,
         reference=_Original(foreign),
         preprocess=preprocess,
@@ -96,24 +111,14 @@ def from_onnx(
         unknown_index=unknown_index,
         masks={},
     )
-    description = Description(
-        name=name or path.stem,
-        classes=_known(classes, foreign.outputs, unknown_index),
-        provenance={
-            "source": {"file": path.name, "sha256": sha256_file(path), "removed": foreign.removed}
-        },
-        flops={},
-    )
-    source = open_source(data) if isinstance(data, str) else data
-    return assemble(
-        classifier,
-        description,
-        options,
-        out,
-        source=source,
-        reject=reject,
-        force=force,
-        progress=progress,
+
+
+def _description(
+    foreign: Foreign, path: Path, name: str | None, classes: tuple[str, ...]
+) -> Description:
+    source = {"file": path.name, "sha256": sha256_file(path), "removed": foreign.removed}
+    return Description(
+        name=name or path.stem, classes=classes, provenance={"source": source}, flops={}
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from moon.data.preprocess import Preprocess
 from moon.errors import ExportError, UsageError
@@ -90,27 +90,26 @@ def add_head(
     named = _feature_output(model, head) if features else []
     graph.node.extend(head.nodes)
     graph.initializer.extend(head.tensors)
-    graph.initializer.append(
-        numpy_helper.from_array(np.array(threshold, dtype=np.float32), "threshold")
-    )
-    index = np.array(scores.index(gate_score), dtype=np.int64)
-    graph.initializer.append(numpy_helper.from_array(index, "gate_score"))
+    gate: dict[str, NDArray[Any]] = {
+        "threshold": np.array(threshold, dtype=np.float32),
+        "gate_score": np.array(scores.index(gate_score), dtype=np.int64),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in gate.items())
     graph.input.append(helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []))
     del graph.output[:]
-    graph.output.extend(
-        [
-            helper.make_tensor_value_info("label", TensorProto.INT64, ["N"]),
-            helper.make_tensor_value_info("accept", TensorProto.BOOL, ["N"]),
-            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"]),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", outputs]),
-            *(
-                helper.make_tensor_value_info(f"score_{s}", TensorProto.FLOAT, ["N"])
-                for s in scores
-            ),
-            *named,
-        ]
-    )
+    graph.output.extend([*_outputs(outputs, scores), *named])
     return model
+
+
+def _outputs(outputs: int, scores: Sequence[str]) -> list[ValueInfoProto]:
+    value = helper.make_tensor_value_info
+    return [
+        value("label", TensorProto.INT64, ["N"]),
+        value("accept", TensorProto.BOOL, ["N"]),
+        value("score", TensorProto.FLOAT, ["N"]),
+        value("logits", TensorProto.FLOAT, ["N", outputs]),
+        *(value(f"score_{name}", TensorProto.FLOAT, ["N"]) for name in scores),
+    ]
 
 
 class _Head:
@@ -172,7 +171,7 @@ class _Head:
         self.node("And", [above, finite], "accept")
 
 
-def _feature_output(model: ModelProto, head: _Head) -> list[Any]:
+def _feature_output(model: ModelProto, head: _Head) -> list[ValueInfoProto]:
     name = classifier_input(model)
     if name is None:
         raise ExportError(

@@ -143,60 +143,81 @@ def _drop_initializers(model: ModelProto, names: Iterable[str]) -> None:
 def _add_compact(
     model: ModelProto, name: str, dtype: np.dtype[Any], encoded: Encoded, shared: _Shared
 ) -> list[NodeProto]:
-    """Add the tensors of one weight; returns the operators that put it together again."""
+    """Add the tensors of one weight; returns the operators that put it together again.
+
+    They work in float32 even for an fp16 graph: CPUs lack fp16 kernels for some of them, and what
+    has no kernel is not folded while loading.
+    """
+    decoder = _Decoder(model, name)
     values = encoded.values
-    parts: dict[str, NDArray[Any]] = {
-        f"{name}/{encoded.kind}": encoded.where,
-        f"{name}/values": values,
-        f"{name}/shape": np.array(encoded.shape, dtype=np.int64),
-        f"{name}/size": np.array([np.prod(encoded.shape)], dtype=np.int64),
-    }
     if encoded.kind == "bitmask":
-        parts[f"{name}/bitmask"] = encoded.where.reshape(-1, 1)
         # The running count of nonzeros starts at 1 for the first of them.
-        parts[f"{name}/values"] = np.concatenate([np.zeros(1, values.dtype), values])
-    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in parts.items())
-
-    nodes: list[NodeProto] = []
-
-    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        output = f"{name}/{output}" if output else name
-        nodes.append(helper.make_node(op, inputs, [output], name=f"{output}/{op}", **attributes))
-        return output
-
-    # In float32 even for an fp16 graph: CPUs lack fp16 kernels for these, and what has no kernel
-    # is not folded.
-    wide = f"{name}/values"
+        values = np.concatenate([np.zeros(1, values.dtype), values])
+    stored = decoder.tensor("values", values)
     if values.dtype != np.float32:
-        wide = node("Cast", [wide], "wide", to=TensorProto.FLOAT)
-    axis = shared.add("axis", np.array(0, dtype=np.int32))
-    if encoded.kind == "gaps":
-        steps = node("Cast", [f"{name}/gaps"], "steps", to=TensorProto.INT32)
-        positions = node("CumSum", [steps, axis], "positions")
-        zero = numpy_helper.from_array(np.zeros(1, dtype=np.float32), "value")
-        zeros = node("ConstantOfShape", [f"{name}/size"], "zeros", value=zero)
-        flat = node("ScatterElements", [zeros, positions, wide], "flat", axis=0)
-    else:
-        # NonZero would be shorter, but its output's shape depends on data, so ONNX Runtime does
-        # not fold it while loading and would decode at every inference.
-        bits = shared.add("bits", (1 << np.arange(8)).astype(np.uint8).reshape(1, 8))
-        begin = shared.add("begin", np.array([0], dtype=np.int64))
-        row = shared.add("row", np.array([-1], dtype=np.int64))
-        zero_name = shared.add("zero", np.zeros(1, dtype=np.float32))
-        grid = node("BitwiseAnd", [f"{name}/bitmask", bits], "grid")
-        padded = node("Reshape", [grid, row], "padded")
-        used = node("Slice", [padded, begin, f"{name}/size"], "used")
-        mask = node("Cast", [used], "mask", to=TensorProto.BOOL)
-        ones = node("Cast", [mask], "ones", to=TensorProto.INT32)
-        count = node("CumSum", [ones, axis], "count")
-        last = node("Gather", [wide, count], "last")
-        flat = node("Where", [mask, last, zero_name], "flat")
+        stored = decoder.node("Cast", [stored], "wide", to=TensorProto.FLOAT)
+    size = decoder.tensor("size", np.array([np.prod(encoded.shape)], dtype=np.int64))
+    decode = _decode_gaps if encoded.kind == "gaps" else _decode_bitmask
+    flat = decode(decoder, encoded.where, stored, size, shared)
+    shape = decoder.tensor("shape", np.array(encoded.shape, dtype=np.int64))
     if dtype == np.float32:
-        node("Reshape", [flat, f"{name}/shape"], "")
+        decoder.node("Reshape", [flat, shape], "")
     else:
-        shaped = node("Reshape", [flat, f"{name}/shape"], "shaped")
-        node("Cast", [shaped], "", to=helper.np_dtype_to_tensor_dtype(dtype))
-    return nodes
+        shaped = decoder.node("Reshape", [flat, shape], "shaped")
+        decoder.node("Cast", [shaped], "", to=helper.np_dtype_to_tensor_dtype(dtype))
+    return decoder.nodes
+
+
+class _Decoder:
+    """Collects the tensors and operators of one weight, named after it."""
+
+    def __init__(self, model: ModelProto, weight: str) -> None:
+        self._graph = model.graph
+        self._weight = weight
+        self.nodes: list[NodeProto] = []
+
+    def tensor(self, name: str, values: NDArray[Any]) -> str:
+        name = f"{self._weight}/{name}"
+        self._graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Returns the output's name: the weight's own when ``output`` is empty."""
+        name = f"{self._weight}/{output}" if output else self._weight
+        self.nodes.append(helper.make_node(op, inputs, [name], name=f"{name}/{op}", **attributes))
+        return name
+
+
+def _decode_gaps(
+    decoder: _Decoder, where: NDArray[np.uint8], values: str, size: str, shared: _Shared
+) -> str:
+    axis = shared.add("axis", np.array(0, dtype=np.int32))
+    steps = decoder.node("Cast", [decoder.tensor("gaps", where)], "steps", to=TensorProto.INT32)
+    positions = decoder.node("CumSum", [steps, axis], "positions")
+    zero = numpy_helper.from_array(np.zeros(1, dtype=np.float32), "value")
+    zeros = decoder.node("ConstantOfShape", [size], "zeros", value=zero)
+    return decoder.node("ScatterElements", [zeros, positions, values], "flat", axis=0)
+
+
+def _decode_bitmask(
+    decoder: _Decoder, where: NDArray[np.uint8], values: str, size: str, shared: _Shared
+) -> str:
+    # NonZero would be shorter, but the shape of its output depends on data, so ONNX Runtime does
+    # not fold it while loading and would decode at every inference.
+    axis = shared.add("axis", np.array(0, dtype=np.int32))
+    bits = shared.add("bits", (1 << np.arange(8)).astype(np.uint8).reshape(1, 8))
+    begin = shared.add("begin", np.array([0], dtype=np.int64))
+    row = shared.add("row", np.array([-1], dtype=np.int64))
+    zero = shared.add("zero", np.zeros(1, dtype=np.float32))
+    bitmask = decoder.tensor("bitmask", where.reshape(-1, 1))
+    grid = decoder.node("BitwiseAnd", [bitmask, bits], "grid")
+    padded = decoder.node("Reshape", [grid, row], "padded")
+    used = decoder.node("Slice", [padded, begin, size], "used")
+    mask = decoder.node("Cast", [used], "mask", to=TensorProto.BOOL)
+    ones = decoder.node("Cast", [mask], "ones", to=TensorProto.INT32)
+    count = decoder.node("CumSum", [ones, axis], "count")
+    last = decoder.node("Gather", [values, count], "last")
+    return decoder.node("Where", [mask, last, zero], "flat")
 
 
 def _coo_bytes(weight: NDArray[Any]) -> int:

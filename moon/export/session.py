@@ -75,10 +75,10 @@ def check_survives(model: ModelProto) -> None:
         check=False,
     )
     if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        reason = f"crashes (signal {-done.returncode})" if done.returncode < 0 else "fails"
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        how = f"crashes (signal {-done.returncode})" if done.returncode < 0 else "fails"
         raise ExportError(
-            f"ONNX Runtime {reason} on loading the graph: {''.join(last)[:300]}",
+            f"ONNX Runtime {how} on loading the graph: {lines[-1][:300]}",
             remedy="Export with --precision fp32",
         )
 

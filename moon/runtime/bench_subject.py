@@ -143,10 +143,14 @@ def filled_model(model: bytes, *, seed: int = 0) -> bytes:
     """The same graph made dense: its weights' zeros drawn from the scale of the others.
 
     What the graph computes is meaningless, and as costly as a dense model's.
+
+    Raises:
+        BackendError: the package onnx is missing.
     """
+    dense = dense_model(model)
     import onnx
 
-    proto = onnx.load_model_from_string(dense_model(model))
+    proto = onnx.load_model_from_string(dense)
     names = set(weights(model))
     rng = np.random.default_rng(seed)
     for tensor in proto.graph.initializer:

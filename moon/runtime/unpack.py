@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moon.errors import BackendError, BundleError, MissingExtraError
+from moon.errors import BackendError, BundleError
 from moon.runtime.onnxruntime import open_session
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def dense_model(model: bytes) -> bytes:
 
     Raises:
         BundleError: not an ONNX file.
-        BackendError: ONNX Runtime cannot compute the constant part.
+        BackendError: onnx is missing, or ONNX Runtime cannot compute the constant part.
     """
     onnx = _onnx()
     proto = _parse(model)
@@ -97,7 +97,10 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise MissingExtraError("onnx", "train", "unpacking a model") from error
+        raise BackendError(
+            "unpacking a model needs the package onnx, which is not installed",
+            remedy="pip install onnx",
+        ) from error
     return onnx
 
 

@@ -14,7 +14,7 @@ from moon.errors import BackendError, BundleError
 from moon.gate import as_float32
 from moon.runtime.backend import backends, open_backend
 
-__all__ = ["Check", "Parity", "parity", "tolerance", "verify"]
+__all__ = ["Check", "Parity", "golden_outputs", "parity", "tolerance", "verify"]
 
 # Largest difference of a logit, for logits of up to about 10.
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}

@@ -69,18 +69,19 @@ def fit(
     """
     recipe = recipe.resolved()
     place = _device(device)
+    if out is None and resume:
+        raise UsageError("there is no run to resume", remedy="Give out, the run's folder")
+    if out is not None and RunFolder.check(out, recipe, resume=resume):
+        return Checkpoint.load(out)
     with ExitStack() as stack:
-        folder = None
-        if out is not None:
-            folder = stack.enter_context(RunFolder(out, recipe, resume=resume))
-            if folder.finished:
-                return Checkpoint.load(folder.path)
-        elif resume:
-            raise UsageError("there is no run to resume", remedy="Give out, the run's folder")
         stack.enter_context(_reproducible(place))
         data = open_dataset(recipe, place, budget=budget, workers=workers, progress=progress)
         session = Session(recipe, data, place)
-        _begin(session, folder)
+        folder = None
+        if out is not None:
+            # Not before the recipe has been found to work: a mistake leaves no folder behind.
+            folder = stack.enter_context(RunFolder(out, recipe, resume=resume))
+            _begin(session, folder)
         while session.epoch < recipe.epochs:
             record = session.run_epoch(progress)
             if folder is not None:
@@ -94,9 +95,7 @@ def fit(
         return checkpoint
 
 
-def _begin(session: Session, folder: RunFolder | None) -> None:
-    if folder is None:
-        return
+def _begin(session: Session, folder: RunFolder) -> None:
     recipe, data = session.recipe, session.data
     state = folder.load(session.device)
     if state is not None:

@@ -18,8 +18,10 @@ from moon.trainer.keys import apply_overrides, parse_toml, read, to_dict
 __all__ = [
     "AUGMENTS",
     "DISTRIBUTIONS",
+    "MOVING_RULES",
     "RULES",
     "SCHEDULES",
+    "STRUCTURES",
     "DataRecipe",
     "MoonRecipe",
     "Recipe",

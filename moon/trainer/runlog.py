@@ -50,9 +50,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], recipe: Recipe, *, resume: bool) -> None:
         self.path = Path(path)
-        self._check_free(resume)
-        if (self.path / RECIPE).exists():
-            self._check_same(recipe)
+        self.check(path, recipe, resume=resume)
         self._log = self._open_log()
         try:
             _lock(self._log, self.path)
@@ -67,10 +65,27 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._log.close()
 
-    @property
-    def finished(self) -> bool:
-        """Whether the final checkpoint is there."""
-        return (self.path / FACTS).is_file()
+    @staticmethod
+    def check(path: str | os.PathLike[str], recipe: Recipe, *, resume: bool) -> bool:
+        """Whether a finished run is there, before anything is made or locked.
+
+        A run that has not come to the end of an epoch has nothing to lose: it may be
+        started anew, with any recipe.
+
+        Raises:
+            UsageError: as of the class.
+        """
+        folder = Path(path)
+        _check_folder(folder)
+        finished = (folder / FACTS).is_file()
+        if finished or (folder / LAST / STATE).exists():
+            if not resume:
+                raise UsageError(
+                    f"{folder} already holds a run",
+                    remedy="Go on with it by --resume, or choose another --out",
+                )
+            _check_same(folder, recipe)
+        return finished
 
     def log(self, text: str) -> None:
         """Append a line with the time to log.txt."""
@@ -112,45 +127,39 @@ class RunFolder:
             ) from error
         return state
 
-    def _check_free(self, resume: bool) -> None:
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file", remedy="Choose another --out")
-        names = {entry.name for entry in self.path.iterdir()}
-        foreign = sorted(name for name in names - OWN if not _is_leftover(name))
-        if foreign and RECIPE not in names:
-            raise UsageError(
-                f"{self.path} holds other files, such as {foreign[0]}",
-                remedy="Choose another --out",
-            )
-        if names & OWN and not resume:
-            raise UsageError(
-                f"{self.path} already holds a run",
-                remedy="Go on with it by --resume, or choose another --out",
-            )
-
-    def _check_same(self, recipe: Recipe) -> None:
-        there = Recipe.load(self.path / RECIPE)
-        if there.hash == recipe.hash:
-            return
-        before, now = _flat(there.resolved().to_dict()), _flat(recipe.to_dict())
-        changed = [
-            key for key in sorted({*before, *now} - {"name"}) if before.get(key) != now.get(key)
-        ]
-        key = changed[0] if changed else "something"
-        raise UsageError(
-            f"{self.path} is a run of another recipe: {key} is {before.get(key)} there "
-            f"and {now.get(key)} here",
-            remedy=f"Resume with {self.path / RECIPE}, or choose another --out",
-        )
-
     def _open_log(self) -> TextIO:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             return (self.path / LOG).open("a", encoding="utf-8")
         except OSError as error:
             raise _unwritten(self.path, error) from error
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file", remedy="Choose another --out")
+    names = {entry.name for entry in folder.iterdir()}
+    foreign = sorted(name for name in names - OWN if not _is_leftover(name))
+    if foreign and RECIPE not in names:
+        raise UsageError(
+            f"{folder} holds other files, such as {foreign[0]}", remedy="Choose another --out"
+        )
+
+
+def _check_same(folder: Path, recipe: Recipe) -> None:
+    there = Recipe.load(folder / RECIPE)
+    if there.hash == recipe.hash:
+        return
+    before, now = _flat(there.resolved().to_dict()), _flat(recipe.to_dict())
+    changed = [key for key in sorted({*before, *now} - {"name"}) if before.get(key) != now.get(key)]
+    key = changed[0] if changed else "something"
+    raise UsageError(
+        f"{folder} is a run of another recipe: {key} is {before.get(key)} there "
+        f"and {now.get(key)} here",
+        remedy=f"Resume with {folder / RECIPE}, or choose another --out",
+    )
 
 
 def _lock(log: TextIO, path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_risk_chooses_its_method(moon: Moon, bundle: Path) -> None:
         (["--method", "pac", "--risk", "0.1"], 2, "--risk does not go with --method pac"),
         (["--reject", "0.001"], 1, "at least 999"),
         (["--backend", "tensorrt"], 1, "not in this version"),
-        (["--score", "nope"], 1, "nope"),
+        (["--score", "nope"], 2, "does not carry the score nope"),
     ],
 )
 def test_wrong_calibrations_change_nothing(

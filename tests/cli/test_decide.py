@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from moon.runtime.predictor import Predictor
-from tests.cli.conftest import KNOWN, Moon
+from tests.cli.conftest import KNOWN, Moon, process
 
 NEAR = "eights=sklearn:digits#test{label==8}"
 FAR = "photos=sklearn:photos"
@@ -129,6 +131,30 @@ def test_a_failed_score_leaves_the_old_file(moon: Moon, exported: Path, tmp_path
     result = moon("score", exported, KNOWN, "--out", tmp_path / "file" / "s.parquet")
     assert result.code == 1
     assert "could not write" in result.error
+
+
+def test_only_plain_files_are_replaced(moon: Moon, exported: Path, tmp_path: Path) -> None:
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
+    os.mkfifo(pipe)
+    assert moon("score", exported, KNOWN, "--out", pipe).code == 2
+    assert pipe.is_fifo()
+    assert moon("score", exported, KNOWN, "--out", tmp_path).code == 2
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    assert moon("score", exported, f"{KNOWN}[0:5]", "--out", link).code == 0
+    assert link.is_symlink()
+    assert len(pyarrow.parquet.read_table(target)) == 5
+
+
+def test_a_full_disk_leaves_nothing(exported: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    out = tmp_path / "s.parquet"
+    done = process("score", exported, "sklearn:digits", "--out", out, preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"moon: error: could not write {out}: File too large. ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_eval_writes_and_prints_the_report(moon: Moon, exported: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_help_has_an_example_and_the_common_options(moon: Moon, command: str) ->
         ),
         (
             ["predict", "b"],
-            "moon: error: missing argument 'IMAGE ...'. See moon predict --help.",
+            "moon: error: missing argument 'IMAGE'. See moon predict --help.",
         ),
         (
             ["export", "r", "--out", "o", "--weights", "zip"],

@@ -197,6 +197,16 @@ def test_the_limit_applies_to_every_set(bundle):
     assert plain["sets"]["far"]["f"] == {"source": "drawn2", "n": 30, "of": N}
 
 
+def test_a_score_that_is_the_wrong_way_round_is_warned_of(bundle):
+    pixels = images(400, seed=4)
+    ranked = Predictor.open(bundle).raw(pixels)["score_ebo"].argsort()
+    low, high = (Source(spec="s", items=list(pixels[r])) for r in (ranked[:200], ranked[200:]))
+    said = evaluate(bundle, id=low, far={"f": high}, resamples=0).bundles[0].warnings
+    assert any("ranks it above the known images (AUROC 0.0%)" in warning for warning in said)
+    said = evaluate(bundle, id=high, far={"f": low}, resamples=0).bundles[0].warnings
+    assert not any("ranks it above" in warning for warning in said)
+
+
 def test_images_unlike_the_calibration_are_warned_of(bundle):
     levels = np.stack([np.full((8, 8, 1), level, np.uint8) for level in range(256)])
     accepted = Predictor.open(bundle).raw(levels)["accept"]

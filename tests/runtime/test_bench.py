@@ -182,6 +182,12 @@ def test_scenarios(bundle: Bundle) -> None:
     assert any("could not keep up" in line for line in found["warnings"])
 
 
+def test_an_uncalibrated_bundle_is_measured_too(tmp_path: Path) -> None:
+    found = bench(make_bundle(tmp_path / "b", calibrated=False), queries=32)
+    assert found["parity"]["gate_agreement"] is None and found["parity"]["within"]
+    assert found["speedup"]["ratio"] > 0
+
+
 def test_several_backends_stand_beside_the_first(bundle: Bundle) -> None:
     found = bench(bundle, queries=32, backends=["onnxruntime", "fake"])
     assert found["backend"]["name"] == "onnxruntime"

@@ -14,11 +14,14 @@ from moon.data.load import load_pixels
 from moon.data.source import open_source
 from moon.errors import BackendError, DataError, DivergedError, TrainingError, UsageError
 from moon.trainer.checkpoint import Checkpoint
+from moon.trainer.dataset import open_dataset
 from moon.trainer.fit import EpochRecord, fit
 from moon.trainer.session import Session
 from moon.trainer.voting import Votes
 
 from .recipes_small import tiny_recipe
+
+CPU = torch.device("cpu")
 
 
 class StoppedError(Exception):
@@ -77,6 +80,23 @@ def test_the_final_weights_are_sparse_to_the_count() -> None:
     assert checkpoint.metrics["sparsity"] == pytest.approx(0.8, abs=1e-3)
     assert checkpoint.metrics["nonzeros"] == nonzeros
     assert checkpoint.metrics["turnover"] > 0.1
+
+
+def test_inactive_weights_and_momentum_stay_zero_in_channels_last() -> None:
+    recipe = tiny_recipe().resolved()
+    session = Session(recipe, open_dataset(recipe, CPU), CPU)
+    for _ in range(2):
+        session.run_epoch()
+        for name, mask in session.sparsifier.masks.items():
+            weight = session.model.get_parameter(name)
+            momentum = session.optimizer.state[weight]["momentum_buffer"]
+            if weight.ndim == 4 and weight.shape[1] > 1:
+                assert weight.is_contiguous(memory_format=torch.channels_last)
+                assert mask.stride() == weight.stride() == momentum.stride()
+            assert not weight[~mask].any()
+            assert not momentum[~mask].any()
+            assert momentum[mask].any()
+    assert session.sparsifier.turnover > 0
 
 
 def test_the_recorded_accuracy_is_that_of_the_model_on_the_recorded_images() -> None:
@@ -260,7 +280,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no model nonesuch"):
         fit(tiny_recipe("model=nonesuch"))
     with pytest.raises(DataError):
-        fit(tiny_recipe("data.train=/nowhere"))
+        fit(tiny_recipe("data.train=/nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="names the layer 'nolayer'"):
         fit(tiny_recipe("dense=nolayer"))
     if not torch.cuda.is_available():

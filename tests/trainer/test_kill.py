@@ -33,14 +33,19 @@ def play(scenario: str, folder: Path) -> tuple[dict[str, Any], str]:
     return result, done.stderr
 
 
-@pytest.mark.slow
-def test_killed_anywhere_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    results, _ = play("everywhere", tmp_path)
-    assert len(results) == 18
+@pytest.mark.parametrize(
+    ("spots", "count"), [("some", 5), pytest.param("everywhere", 18, marks=pytest.mark.slow)]
+)
+def test_killed_anywhere_it_resumes_to_the_same_bits(
+    tmp_path: Path, spots: str, count: int
+) -> None:
+    results, _ = play(spots, tmp_path)
+    assert len(results) == count
     for spot, (killed, resumed, wrong) in results.items():
         assert (killed, resumed, wrong) == (KILLED, 0, []), spot
 
 
+@pytest.mark.slow
 def test_killed_at_random_again_and_again(tmp_path: Path) -> None:
     result, _ = play("random", tmp_path)
     assert result["kills"] >= 1

@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 
 from moon.data.preprocess import Preprocess
 from moon.errors import RecipeError
+from moon.trainer import sparsifier, topology
 from moon.trainer.keys import dotted_keys
 from moon.trainer.recipe import (
     AUGMENTS,
     DISTRIBUTIONS,
+    RULES,
+    STRUCTURES,
     DataRecipe,
     MoonRecipe,
     Recipe,
     UpdateRecipe,
 )
+from moon.trainer.rules import rule_names
 
 from .recipes_small import tiny_recipe
 
@@ -209,6 +213,12 @@ def test_a_value_cannot_smuggle_in_another_key() -> None:
     assert (recipe.seed, recipe.data.val) == (0, "x\nseed = 9")
     with pytest.raises(RecipeError, match="lr is"):
         tiny_recipe("lr=0.1\nseed = 9")
+
+
+def test_the_choices_are_those_of_the_sparsifier() -> None:
+    assert set(RULES) == set(rule_names())
+    assert DISTRIBUTIONS == topology.DISTRIBUTIONS
+    assert STRUCTURES == sparsifier.STRUCTURES
 
 
 def test_files(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_a_new_run_holds_its_complete_recipe_and_log(tmp_path: Path) -> None:
     run = tmp_path / "deep" / "run"
     with RunFolder(run, RECIPE, resume=False) as folder:
         folder.log("hello")
-        assert not folder.finished
+        assert not RunFolder.check(run, RECIPE, resume=False)
         assert folder.load(CPU) is None
     text = (run / "recipe.toml").read_text()
     assert Recipe.from_toml(text) == RECIPE
@@ -42,7 +42,8 @@ def test_state_and_metrics(tmp_path: Path) -> None:
 
 
 def test_a_run_is_only_continued_when_asked(tmp_path: Path) -> None:
-    RunFolder(tmp_path, RECIPE, resume=False).__exit__()
+    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+        folder.save({"epoch": 1}, [])
     with pytest.raises(UsageError, match=r"already holds a run\. Go on with it by --resume"):
         RunFolder(tmp_path, RECIPE, resume=False)
     with RunFolder(tmp_path, RECIPE, resume=True):
@@ -53,11 +54,21 @@ def test_a_run_is_only_continued_when_asked(tmp_path: Path) -> None:
 
 
 def test_another_recipe_is_refused_naming_the_difference(tmp_path: Path) -> None:
-    RunFolder(tmp_path, RECIPE, resume=False).__exit__()
+    with RunFolder(tmp_path, RECIPE, resume=False) as folder:
+        folder.save({"epoch": 1}, [])
     with pytest.raises(UsageError, match=r"moon\.w_final is 1\.0 there and 3\.0 here"):
         RunFolder(tmp_path, tiny_recipe("moon.w_final=3").resolved(), resume=True)
     with RunFolder(tmp_path, tiny_recipe("name=renamed").resolved(), resume=True):
         pass
+
+
+def test_a_run_without_a_whole_epoch_may_start_anew(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, RECIPE, resume=False):
+        pass
+    other = tiny_recipe("lr=0.01").resolved()
+    with RunFolder(tmp_path, other, resume=False):
+        pass
+    assert Recipe.load(tmp_path / "recipe.toml") == other
 
 
 def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
