@@ -1,7 +1,7 @@
 """Recipes beside each other, trained equally over seeds: accuracy, ECE, AUROC near and far.
 
-    python benchmarks/compare.py --recipe mnist-cnn-rigl95-moon --recipe mnist-cnn-rigl95 --seeds 3 \\
-        --set data.train='mnist.npz#train' --id 'mnist.npz#test' \\
+    python benchmarks/compare.py --recipe mnist-cnn-rigl95-moon --recipe mnist-cnn-rigl95 \\
+        --seeds 3 --set data.train='mnist.npz#train' --id 'mnist.npz#test' \\
         --near notmnist='notmnist_test.npz#test' --far dtd='dtd10_test.npz#test' --out runs/compare
 
 Every run that is complete under --out is kept, and one that was interrupted is taken up again,

@@ -7,6 +7,7 @@ they need when first used, so ``import moon`` itself costs nothing.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from moon.trainer.recipe import Recipe as Recipe
 
 __version__ = "0.1.0"
+
+# ONNX Runtime would otherwise write a device id to the user's cache and report events.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Bundle", "Predictor", "Recipe", "__version__", "calibrate", "fit", "to_bundle"]
 

@@ -158,8 +158,6 @@ def _temporary_environment() -> Iterator[None]:
             "BENTOML_DO_NOT_TRACK": "True",
             "BENTOML_HOME": os.environ.get("BENTOML_HOME") or folder,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-            # Read when ONNX Runtime loads; it would send usage data, and keep them at home.
-            "ORT_DISABLE_TELEMETRY": "1",
         }
         with _environment(ours):
             yield

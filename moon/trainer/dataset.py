@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,57 +58,58 @@ def open_dataset(
         DataError: a source cannot be read, or has no labels to train with.
     """
     data = recipe.data
-    source = open_source(data.train)
-    labels = _labels(source)
-    classes = _classes(source, labels)
-    if isinstance(data.val, str):
-        chosen = np.arange(len(source))
-        val_source = open_source(data.val)
-        val_labels = _matching_labels(val_source, classes)
-        val_chosen = np.arange(len(val_source))
-        indices = None
-    else:
-        chosen, val_chosen = split_validation(labels, data.val, recipe.seed)
-        val_source, val_labels = source, labels[val_chosen]
-        indices = tuple(val_chosen.tolist())
+    train, held_out, classes = _parts(recipe)
+    options: dict[str, Any] = {"budget": budget, "workers": workers, "progress": progress}
     resized = recipe.seed if data.augment == "resized-crop" else None
     pixels = open_pixels(
-        source,
-        data.preprocess,
-        chosen,
-        device,
-        resized_crop=resized,
-        budget=budget,
-        workers=workers,
-        progress=progress,
+        train.source, data.preprocess, train.chosen, device, resized_crop=resized, **options
     )
-    val_pixels = open_pixels(
-        val_source,
-        data.preprocess,
-        val_chosen,
-        device,
-        budget=budget,
-        workers=workers,
-        progress=progress,
-    )
+    val_pixels = open_pixels(held_out.source, data.preprocess, held_out.chosen, device, **options)
+    every = isinstance(data.val, str)
     return Dataset(
         classes=classes,
         train=Batches(
             pixels,
-            labels[chosen],
+            train.labels,
             data.preprocess,
             recipe.batch_size,
             device,
             augment=data.augment,
             seed=recipe.seed,
         ),
-        validation=Batches(val_pixels, val_labels, data.preprocess, VALIDATION_BATCH, device),
+        validation=Batches(val_pixels, held_out.labels, data.preprocess, VALIDATION_BATCH, device),
         held_out=Validation(
-            source=val_source.spec,
-            indices=indices,
-            sha256=data_sha256(val_source, val_chosen),
+            source=held_out.source.spec,
+            indices=None if every else tuple(held_out.chosen.tolist()),
+            sha256=data_sha256(held_out.source, held_out.chosen),
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Some items of a source, and the class of each of them."""
+
+    source: Source
+    chosen: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+
+
+def _parts(recipe: Recipe) -> tuple[_Part, _Part, tuple[str, ...]]:
+    """What is trained on, what is held out, and the classes."""
+    source = open_source(recipe.data.train)
+    labels = _labels(source)
+    classes = _classes(source, labels)
+    if isinstance(recipe.data.val, str):
+        other = open_source(recipe.data.val)
+        train = _Part(source=source, chosen=np.arange(len(source)), labels=labels)
+        held_out = _Part(
+            source=other, chosen=np.arange(len(other)), labels=_matching_labels(other, classes)
+        )
+        return train, held_out, classes
+    chosen, val_chosen = split_validation(labels, recipe.data.val, recipe.seed)
+    train = _Part(source=source, chosen=chosen, labels=labels[chosen])
+    return train, _Part(source=source, chosen=val_chosen, labels=labels[val_chosen]), classes
 
 
 def _labels(source: Source) -> npt.NDArray[np.int64]:

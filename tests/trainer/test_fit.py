@@ -131,17 +131,21 @@ def test_the_output_is_the_uniform_average_of_the_voting_epochs(
 
 
 def test_batch_norm_is_recomputed_on_the_training_images() -> None:
-    # One batch an epoch, unaugmented: its statistics are those of the stem over all images.
+    # One unaugmented batch: its statistics are those of what enters the norm over all images.
     recipe = tiny_recipe("data.augment=none", "batch_size=500", "epochs=10", "update.interval=1")
     checkpoint = fit(recipe)
     source = open_source(recipe.data.train)
     assert checkpoint.validation.indices is not None
     chosen = np.setdiff1d(np.arange(200), checkpoint.validation.indices)
     pixels = load_pixels(source, recipe.data.preprocess, chosen)
+    model = checkpoint.model()
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    inputs: list[torch.Tensor] = []
+    norm.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
     with torch.no_grad():
-        out = checkpoint.model().stem[0](torch.from_numpy(recipe.data.preprocess.normalise(pixels)))
-    mean = checkpoint.state["stem.1.running_mean"]
-    assert torch.allclose(mean, out.mean(dim=(0, 2, 3)), atol=1e-4)
+        model(torch.from_numpy(recipe.data.preprocess.normalise(pixels)))
+    assert norm.running_mean is not None
+    assert torch.allclose(norm.running_mean, inputs[0].mean(dim=(0, 2, 3)), atol=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["static", "set", "rigl"])
@@ -207,7 +211,7 @@ def test_pretrained_weights_start_a_run_and_choose_its_mask(tmp_path: Path) -> N
     recipe = tiny_recipe(f"pretrained={path}", "rule=static", "epochs=1", "lr=1e-9",
                          "moon.vote_epochs=0", "moon.warmup_epochs=0")  # fmt: skip
     checkpoint = fit(recipe, tmp_path / "run")
-    name = "stages.2.0.weight"
+    name = "stages.1.0.weight"
     kept = checkpoint.state[name][checkpoint.masks[name]].abs()
     dropped = source.state[name][~checkpoint.masks[name]].abs()
     assert kept.min() >= dropped.max() - 1e-6
@@ -266,11 +270,11 @@ def test_the_sparsity_is_checked_at_the_end(monkeypatch: pytest.MonkeyPatch) -> 
 
     def spoil(model: torch.nn.Module, batches: Any) -> int:
         with torch.no_grad():
-            model.get_parameter("stages.2.0.weight").add_(1)
+            model.get_parameter("stages.1.0.weight").add_(1)
         return recompute(model, batches)
 
     monkeypatch.setattr(fit_module, "recompute_batch_norm", spoil)
-    with pytest.raises(TrainingError, match=r"stages\.2\.0\.weight should have \d+ connections"):
+    with pytest.raises(TrainingError, match=r"stages\.1\.0\.weight should have \d+ connections"):
         fit(tiny_recipe())
 
 
