@@ -16,7 +16,6 @@ import json
 import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +24,7 @@ from rich.table import Table
 import moon
 from moon.cli.options import named_sources
 from moon.errors import MoonError
-from moon.evaluation import evaluate
+from moon.evaluation.evaluate import evaluate
 from moon.files import write_json
 from moon.trainer.recipes import find_recipe
 
@@ -62,11 +61,9 @@ def _one(args: argparse.Namespace, name: str, seed: int) -> dict[str, object]:
     """Train, export and evaluate one recipe with one seed, or read what an earlier call left."""
     folder = Path(args.out) / f"{name}-seed{seed}"
     run, bundle, report = folder / "run", folder / "bundle", folder / "report"
-    if not (run / "checkpoint.json").exists():
-        recipe = find_recipe(name).override([*args.set, f"seed={seed}"])
-        begun = time.perf_counter()
-        moon.fit(recipe, run, device=args.device, resume=(run / "last").exists())
-        print(f"{folder.name}: trained in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+    recipe = find_recipe(name).override([*args.set, f"seed={seed}"])
+    # A finished run is read, one that was cut short goes on; another recipe there is an error.
+    moon.fit(recipe, run, device=args.device, resume=True)
     if not bundle.exists():
         moon.to_bundle(run, bundle)
     if not (report / "report.json").exists():
@@ -88,6 +85,7 @@ def _show(rows: dict[str, list[dict]]) -> None:
             " / ".join(
                 _spread([r["scores"][score][kind]["auroc"] for r in reports])
                 for kind in ("near", "far")
+                if reports[0]["scores"][score][kind]
             )
             if all(score in r["scores"] for r in reports)
             else "-"

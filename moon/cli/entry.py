@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import typer
 
-from moon.errors import MissingExtraError, MoonError, UsageError, one_line
+from moon.errors import DISTRIBUTION, MissingExtraError, MoonError, UsageError, one_line
 
 # Typer carries its own copy of click in some versions and imports click in others;
 # the classes above its one public error are the same in both.
@@ -35,6 +35,18 @@ _EXTRAS = {
     "tensorrt_rtx": "trt-rtx",
     "torch": "train",
     "torchvision": "train",
+}
+# What the plain install brings: without one of these the install is broken.
+_REQUIRED = {
+    "PIL": "pillow",
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "onnx": "onnx",
+    "pyarrow": "pyarrow",
+    "rich": "rich",
+    "tomli": "tomli",
+    "tomli_w": "tomli-w",
 }
 
 
@@ -104,9 +116,15 @@ def _translate(error: BaseException, *, debug: bool) -> MoonError:
         return error
     if isinstance(error, _ParserError):
         return _wrong_use(error)
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _EXTRAS:
-        package = str(error.name).split(".")[0]
-        return MissingExtraError(package, _EXTRAS[package], "this command")
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        if package in _EXTRAS:
+            return MissingExtraError(package, _EXTRAS[package], "this command")
+        if package in _REQUIRED:
+            return MoonError(
+                f"this command needs the package {_REQUIRED[package]}, which is not installed",
+                remedy=f"Install {DISTRIBUTION} again, or pip install {_REQUIRED[package]}",
+            )
     if isinstance(error, MemoryError):
         return MoonError("not enough memory", remedy="Use a smaller batch, --limit, or more memory")
     if isinstance(error, OSError) and error.strerror:

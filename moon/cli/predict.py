@@ -49,12 +49,14 @@ def predict(
         print_json({"model": model, "predictions": entries})
     else:
         show_predictions(output(), entries)
-    failed = sum("error" in entry for entry in entries)
+    failed = [entry["error"] for entry in entries if "error" in entry]
     if failed:
         what = "image" if len(images) == 1 else "images"
+        which = ":" if len(failed) == 1 else "; the first:"
+        others = "The others are decided" if len(failed) < len(images) else ""
         raise MoonError(
-            f"{failed} of {len(images)} {what} could not be read",
-            remedy="The others are decided; each failure is named above",
+            f"{len(failed)} of {len(images)} {what} could not be read{which} {failed[0]}",
+            remedy=others,
         )
 
 

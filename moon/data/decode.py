@@ -134,7 +134,7 @@ def _read(path: Path) -> bytes:
 
 def _sniff(data: bytes, name: str) -> str:
     if not data:
-        raise ImageError(f"{name} is empty (0 bytes)")
+        raise ImageError(f"{name} is empty (0 bytes)", remedy="Replace it")
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
             return kind

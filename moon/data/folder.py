@@ -87,7 +87,10 @@ def open_imglist(spec: str, listing: Path, root: Path) -> Source:
                 remedy="Write 'relative/path label' on every line, or no label on any",
             )
     if not paths:
-        raise DataError(f"the image list {listing} names no images")
+        raise DataError(
+            f"the image list {listing} names no images",
+            remedy="Write a line 'relative/path label' for each",
+        )
     items = [root / path for path in paths]
     if not items[0].is_file():
         raise DataError(

@@ -101,7 +101,10 @@ def checked_labels(
     if values.dtype.kind not in "iuf" or (
         values.dtype.kind == "f" and not np.array_equal(values, np.trunc(values))
     ):
-        raise DataError(f"the labels of {where} are not whole numbers but {values.dtype}")
+        raise DataError(
+            f"the labels of {where} are not whole numbers but {values.dtype}",
+            remedy="Store them as integers counted from 0",
+        )
     limit = len(class_names) if class_names is not None else np.iinfo(np.int32).max
     wrong = np.flatnonzero((values < -1) | (values >= limit))
     if len(wrong):

@@ -10,7 +10,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moon.data.items import Item, Labels, Source
+from moon.data.items import Item, Source
+from moon.data.labels import match_labels
 from moon.data.preprocess import Preprocess
 from moon.data.split import split_validation
 from moon.errors import DataError, ImageError, MoonError, UsageError
@@ -101,39 +102,6 @@ def stream(
         raise UsageError(f"the number of decoding threads must be at least 1, got {workers}")
     chosen = _chosen(source, indices)
     return _batches(source, preprocess, batch_size, chosen, workers, progress)
-
-
-def match_labels(source: Source, classes: Sequence[str]) -> Labels | None:
-    """The labels of a source as indices into a model's classes.
-
-    By name where the source has class names: a name that is none of ``classes`` becomes
-    -1. By number otherwise. -1 stays -1.
-
-    Args:
-        classes: the model's known classes, in its order.
-
-    Returns:
-        int64 [N], or None when the source has no labels.
-
-    Raises:
-        DataError: a number beyond ``classes``.
-    """
-    if source.labels is None:
-        return None
-    if source.class_names is not None:
-        number = {name: i for i, name in reversed(list(enumerate(classes)))}
-        # One more entry, for label -1 to find itself.
-        to = [*(number.get(name, -1) for name in source.class_names), -1]
-        return np.array(to, np.int64)[source.labels]
-    beyond = np.flatnonzero(source.labels >= len(classes))
-    if len(beyond):
-        i = int(beyond[0])
-        raise DataError(
-            f"{source.name(i)} has the label {source.labels[i]}, but the model has "
-            f"{len(classes)} classes",
-            remedy="Use images of the model's own classes, or a source with class names",
-        )
-    return source.labels
 
 
 def data_sha256(source: Source, indices: npt.ArrayLike | None = None) -> str:

@@ -54,7 +54,10 @@ def select(source: Source, selectors: Sequence[Range | Filter]) -> Source:
                 _check_class_names(source, selector)
                 admitted &= _matches(_class_values(source, selector.field, count), selector)
         if not len(kept):
-            raise DataError(f"{what} leaves nothing of its {len(source)} items")
+            raise DataError(
+                f"{what} leaves nothing of its {len(source)} items",
+                remedy="Widen it, or leave it out",
+            )
         source = source.select(kept)
     return _renumbered(source, admitted) if by_class else source
 

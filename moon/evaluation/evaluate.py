@@ -12,6 +12,7 @@ import numpy as np
 
 import moon
 from moon.bundle import Bundle
+from moon.data.labels import known_labels
 from moon.data.source import Source, open_source
 from moon.errors import DataError, UsageError
 from moon.evaluation.measure import (
@@ -23,7 +24,7 @@ from moon.evaluation.measure import (
     score_figures,
 )
 from moon.evaluation.metrics import Ints
-from moon.evaluation.observe import Observed, check_scores, known_labels, observe, sample
+from moon.evaluation.observe import Observed, check_scores, observe, sample
 from moon.evaluation.report import BundleReport, Report, report_folder
 from moon.gate import Gate
 from moon.progress import Progress, silent

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moon.data.load import match_labels, stream
+from moon.data.load import stream
 from moon.data.source import Source
-from moon.errors import DataError, UsageError
+from moon.errors import UsageError
 from moon.evaluation.metrics import Floats, Ints
 from moon.runtime.predictor import Predictor
 from moon.scores import SCORES, msp, score_function
 
-__all__ = ["Observed", "check_scores", "known_labels", "observe", "sample"]
+__all__ = ["Observed", "check_scores", "observe", "sample"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,29 +104,6 @@ def sample(source: Source, limit: int | None) -> Ints:
     if limit is None or limit >= n:
         return np.arange(n)
     return np.sort(np.random.default_rng(0).choice(n, limit, replace=False))
-
-
-def known_labels(source: Source, indices: Ints, classes: Sequence[str]) -> Ints | None:
-    """Labels as indices into ``classes``, or None where no item has one.
-
-    Raises:
-        DataError: an item is of a class the model does not know, so it is not in-distribution.
-    """
-    matched = match_labels(source, classes)
-    if matched is None or source.labels is None:
-        return None
-    matched, given = matched[indices], source.labels[indices]
-    foreign = (matched < 0) & (given >= 0)
-    if foreign.any():
-        names = source.class_names or ()
-        examples = sorted({names[i] for i in given[foreign]})
-        shown = ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else "")
-        raise DataError(
-            f"{int(foreign.sum()):,} of {len(given):,} items of the in-distribution source "
-            f"{source.spec} are of classes the bundle does not know ({shown})",
-            remedy="Keep the known classes with a filter, as {label in 0..7}, or rename them",
-        )
-    return matched if (matched >= 0).any() else None
 
 
 def check_scores(scores: Sequence[str], unknown_index: int | None) -> tuple[str, ...]:

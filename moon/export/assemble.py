@@ -20,7 +20,7 @@ from moon.bundle import Bundle, golden_bytes, write_bundle
 from moon.data.items import Source
 from moon.data.load import load_pixels
 from moon.data.preprocess import Preprocess
-from moon.errors import ExportError, UsageError
+from moon.errors import ExportError, MoonError, UsageError
 from moon.export.build import Built, Classifier, Options, build
 from moon.export.checks import check_agreement
 from moon.export.head import carried_scores
@@ -50,7 +50,7 @@ class Description:
         name: the model's name.
         classes: known classes, in logit order.
         provenance: where the model comes from; any JSON object.
-        flops: forward FLOPs of a layer by name, where known.
+        flops: dense forward FLOPs of a layer by name, where known.
         pattern: "unstructured" or the name of a structure; decided from the weights when None.
     """
 
@@ -130,7 +130,12 @@ def _aside(out: str | os.PathLike[str]) -> Iterator[Path]:
             remedy="Choose another --out",
         ) from error
     with folder as name:
-        yield Path(name)
+        try:
+            yield Path(name)
+        except MoonError as error:
+            # Who reads it knows the folder asked for, not this one.
+            error.cause = error.cause.replace(str(Path(name, "bundle")), str(out))
+            raise
 
 
 def check_free(out: str | os.PathLike[str], force: bool) -> None:

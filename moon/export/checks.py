@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 from moon.errors import BackendError, ExportError, ParityError
 from moon.export.graph import array, copied, densify, initializers, prune, weight_names
 from moon.export.session import Session, run
+from moon.runtime.verify import tolerance
 
 __all__ = [
     "BATCHES",
@@ -28,16 +29,10 @@ __all__ = [
     "check_zeros",
     "compare",
     "require",
-    "tolerance",
 ]
 
 BATCHES = (1, 2, 7)
-# Of the largest logit, so that a model with large logits is not refused for float32's own rounding.
-_ABSOLUTE = {"fp32": 1e-4, "fp16": 2e-2}
-_RELATIVE = {"fp32": 1e-5, "fp16": 2e-3}
 _TOP1, _GATE = 0.999, 0.995
-# How far fp16 may move a score: logits by the tolerance, a probability by a quarter of twice that.
-_SCORE_TOLERANCE = {"ebo": 2e-2, "mls": 2e-2, "msp": 1e-2, "unknown": 1e-2}
 
 Floats = NDArray[Any]
 
@@ -84,12 +79,6 @@ def compare(reference_NL: Floats, logits_NL: Floats) -> Parity:
         max_abs=float(difference.max(initial=0.0)),
         top1_agreement=float(same.mean()) if len(same) else 1.0,
     )
-
-
-def tolerance(reference_NL: Floats, precision: str) -> float:
-    """Largest difference allowed: 1e-4 in fp32 and 2e-2 in fp16, more where logits exceed 10."""
-    peak = float(np.abs(reference_NL).max(initial=0.0))
-    return max(_ABSOLUTE[precision], _RELATIVE[precision] * peak)
 
 
 def require(reference_NL: Floats, logits_NL: Floats, precision: str, what: str) -> Parity:
@@ -213,7 +202,7 @@ def check_agreement(
     """The rules for an fp16 graph: logits, top-1 and gate decisions against fp32's.
 
     Decisions of images whose fp32 score is within fp16's own error of the threshold do not count:
-    the threshold is itself an observed score.
+    the threshold is itself an observed score. ``gate_agreement`` is None where that leaves none.
 
     Args:
         reference, outputs: ``logits`` and ``score_<name>`` of the fp32 and the fp16 graph.
@@ -234,13 +223,28 @@ def check_agreement(
     if threshold is None:
         return {**report, "gate_agreement": None}
     wide, narrow = reference[f"score_{score}"], outputs[f"score_{score}"]
-    counted = np.abs(wide - threshold) > _SCORE_TOLERANCE[score]
+    counted = np.abs(wide - threshold) > _score_tolerance(score, wide, reference["logits"])
     same = (wide >= threshold) == (narrow >= threshold)
-    agreement = float(same[counted].mean()) if counted.any() else 1.0
-    if agreement < _GATE:
+    agreement = float(same[counted].mean()) if counted.any() else None
+    if agreement is not None and agreement < _GATE:
         raise ParityError(
             f"the fp16 graph decides the same for {agreement:.2%} of {int(counted.sum())} images, "
             f"less than {_GATE:.1%}",
             remedy="Export with --precision fp32",
         )
     return {**report, "gate_agreement": agreement, "gate_images": int(counted.sum())}
+
+
+def _score_tolerance(score: str, scores_N: Floats, logits_NL: Floats) -> Floats:
+    """How far each score may move when every logit moves by fp16's tolerance.
+
+    ``ebo`` and ``mls`` move no further than the logits. A probability p moves by at most twice
+    that times p (1 - p), to first order: near 0 and 1, where ``unknown`` and ``msp`` decide,
+    hardly further than float32 itself rounds.
+    """
+    allowed = tolerance(logits_NL, "fp16")
+    if score in ("ebo", "mls"):
+        return np.full(len(scores_N), allowed)
+    p = np.abs(scores_N.astype(np.float64))
+    moved: Floats = 2 * allowed * p * (1 - p) + 4 * np.finfo(np.float32).eps
+    return moved

@@ -56,11 +56,11 @@ def to_bundle(
         name: of the model; default the recipe's.
         reject: share of in-distribution images that may be rejected.
         force: replace a bundle that is there.
-        trt: also build a TensorRT engine.
+        trt: a TensorRT engine too; not in this version, so refused.
         weights, values, precision, score, input_dtype, features: see `Options`.
 
     Raises:
-        UsageError: ``out`` exists, or an option is wrong.
+        UsageError: ``out`` exists, an option is wrong, or ``trt``.
         DataError: the recorded validation images are gone or have changed.
         ExportError, ParityError: the model cannot be exported faithfully.
         CalibrationError: too few images for ``reject``; names the smallest number.
@@ -177,9 +177,6 @@ def _description(checkpoint: Checkpoint, name: str) -> Description:
         name=name,
         classes=checkpoint.classes,
         provenance=provenance,
-        # The checkpoint counts only weights that are kept, the manifest all of them.
-        flops={
-            row.name: round(row.flops / row.density) for row in checkpoint.layers if row.density
-        },
+        flops={row.name: row.dense_flops for row in checkpoint.layers},
         pattern=recipe.structure if checkpoint.masks else "dense",
     )

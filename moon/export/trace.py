@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ PRODUCER = "moon"
 
 
 def trace(model: nn.Module, *, channels: int, size: tuple[int, int]) -> ModelProto:
-    """Export ``model`` with a free batch size; batch normalisation is folded into convolutions.
+    """Export ``model`` with a free batch size; batch norms right behind convolutions are folded.
 
     Weights keep their names of the module tree (``layer1.0.conv1.weight``), so that a layer can
     be found again; sources, docs and other metadata are dropped.
@@ -37,13 +38,15 @@ def trace(model: nn.Module, *, channels: int, size: tuple[int, int]) -> ModelPro
         size: (H, W).
 
     Raises:
-        MissingExtraError: PyTorch is not installed.
+        MissingExtraError: PyTorch or onnxscript is not installed.
         ExportError: the model has an operation that cannot be exported, or a batch size of its own.
     """
     try:
         import torch
     except ImportError as error:
         raise MissingExtraError("torch", "train", "exporting a trained model") from error
+    if importlib.util.find_spec("onnxscript") is None:
+        raise MissingExtraError("onnxscript", "train", "exporting a trained model")
     held = copy.deepcopy(model).to("cpu", torch.float32).eval()
     # Two items: a batch of one would be taken for a constant.
     example = torch.zeros(2, channels, *size)

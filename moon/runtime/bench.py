@@ -16,7 +16,7 @@ from moon.errors import UsageError
 from moon.progress import Progress, silent
 from moon.runtime.backend import DEFAULT
 from moon.runtime.bench_host import Disturbance, EnergyMeter, Watch, host
-from moon.runtime.bench_stats import ratio
+from moon.runtime.bench_stats import drift, ratio
 from moon.runtime.bench_subject import SETTLE, Subject, filled_model, load
 from moon.runtime.verify import golden_outputs, parity
 
@@ -273,7 +273,7 @@ def _warnings(
     if config.queries < ENOUGH_QUERIES:
         found.append(f"{config.queries} queries are fewer than {ENOUGH_QUERIES}")
     for subject in subjects:
-        change = subject.figures(EnergyMeter())["drift"]
+        change = drift(subject.medians())
         if abs(change) > _DRIFT:
             found.append(f"{subject.name} drifted by {change:+.1%} between the halves")
         if config.rate is not None:

@@ -43,7 +43,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         "latency_ms": {
             name: _pair(a["latency_ms"][name], b["latency_ms"][name]) for name in _FIGURES
         },
-        "throughput": _pair(b["throughput"], a["throughput"], swapped=True),
+        "throughput": _pair(a["throughput"], b["throughput"], higher_is_better=True),
         "differences": differences,
         "invalid": invalid,
         "comparable": not differences and not invalid,
@@ -63,20 +63,17 @@ def _who(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": result["model"], "backend": result["backend"]}
 
 
-def _pair(a: float, b: float, *, swapped: bool = False) -> dict[str, float]:
-    one, other = (b, a) if swapped else (a, b)
-    return {"a": one, "b": other, "ratio": a / b}
+def _pair(a: float, b: float, *, higher_is_better: bool = False) -> dict[str, float]:
+    """Both figures, and how many times better b's is."""
+    return {"a": a, "b": b, "ratio": b / a if higher_is_better else a / b}
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     found = [
         f"{name}: {a['config'].get(name)} and {b['config'].get(name)}"
         for name in _SAME
-        if name != "rate" and a["config"].get(name) != b["config"].get(name)
+        if a["config"].get(name) != b["config"].get(name)
     ]
-    rates = a["config"].get("rate"), b["config"].get("rate")
-    if rates[0] != rates[1]:
-        found.append(f"rate: {rates[0]} and {rates[1]}")
     for name in ("cpu", "isa", "cores", "affinity", "governor"):
         one, other = a["host"].get(name), b["host"].get(name)
         if one != other:

@@ -62,17 +62,19 @@ def calibrate(
         CalibrationError: too few images for the promise, and how many it would take.
         UsageError: an argument is out of range or missing.
         BundleError: the bundle is damaged, or does not carry the score.
-        DataError, ImageError: the source cannot be read, or has no labels for ``risk``.
+        DataError, ImageError: the source cannot be read, holds classes the bundle does not
+            know, or has no labels for ``risk``.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     name = opened.gate_score if score is None else score
     promise = _Promise.checked(opened, name, reject, method, delta, risk)
-    from moon.data.load import data_sha256, match_labels
+    from moon.data.labels import known_labels
+    from moon.data.load import data_sha256
     from moon.data.source import open_source
 
     images = open_source(source) if isinstance(source, str) else source
     chosen = _chosen(len(images), limit)
-    labels = match_labels(images, opened.classes) if method == "risk" else None
+    labels = known_labels(images, chosen, opened.classes)
     if method == "risk" and labels is None:
         raise DataError(
             f"{images.spec} has no labels, which the method risk needs",
@@ -84,7 +86,7 @@ def calibrate(
         "data_sha256": data_sha256(images, chosen),
         "reason": found.quantiles(),
     }
-    correct = None if labels is None else found.labels == labels[chosen]
+    correct = None if method != "risk" or labels is None else found.labels == labels
     gate = promise.gate(found.scores, correct, evidence)
     return opened.with_gate(gate, "default" if backend == DEFAULT else backend)
 

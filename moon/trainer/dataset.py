@@ -134,10 +134,18 @@ def _classes(source: Source, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
         raise DataError(
             f"{source.spec} has one class only, {classes[0]}", remedy="Give at least two classes"
         )
-    absent = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
-    if absent:
+    present = np.unique(labels).tolist()
+    if len(present) < 2:
         raise DataError(
-            f"{source.spec} has no image of the class {classes[absent[0]]}",
+            f"{source.spec} has images of one class only, {classes[present[0]]}",
+            remedy="Give at least two classes",
+        )
+    absent = sorted(set(range(len(classes))) - set(present))
+    if absent:
+        last = int(labels.argmax())
+        raise DataError(
+            f"{source.spec} has no image of the class {classes[absent[0]]}, yet "
+            f"{source.name(last)} has the label {labels[last]}",
             remedy="Number the labels 0, 1, 2 ... without a gap, or add images of it",
         )
     return classes

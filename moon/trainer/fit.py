@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-from moon.errors import BackendError, TrainingError, UsageError
+from moon.errors import (
+    BackendError,
+    DivergedError,
+    MissingExtraError,
+    TrainingError,
+    UsageError,
+)
 from moon.progress import Progress, silent
 from moon.trainer.batches import MEMORY_BUDGET
 from moon.trainer.checkpoint import Checkpoint, versions
@@ -73,6 +79,8 @@ def fit(
         raise UsageError("there is no run to resume", remedy="Give out, the run's folder")
     if out is not None and RunFolder.check(out, recipe, resume=resume):
         return Checkpoint.load(out)
+    if out is not None:
+        _need_checkpoints()
     with ExitStack() as stack:
         stack.enter_context(_reproducible(place))
         data = open_dataset(recipe, place, budget=budget, workers=workers, progress=progress)
@@ -83,7 +91,7 @@ def fit(
             folder = stack.enter_context(RunFolder(out, recipe, resume=resume))
             _begin(session, folder)
         while session.epoch < recipe.epochs:
-            record = session.run_epoch(progress)
+            record = _epoch(session, folder, progress)
             if folder is not None:
                 folder.save(session.state(), session.history)
                 folder.log(_line(record))
@@ -93,6 +101,31 @@ def fit(
             checkpoint.save(folder.path)
             folder.log(f"finished: accuracy {checkpoint.metrics['accuracy']:.4f}")
         return checkpoint
+
+
+def _epoch(session: Session, folder: RunFolder | None, progress: Progress) -> EpochRecord:
+    """The next epoch; a loss that is not finite also says what is left and how to go on."""
+    try:
+        return session.run_epoch(progress)
+    except DivergedError as error:
+        if folder is None:
+            raise
+        folder.log(str(error))
+        if not session.epoch:
+            raise
+        raise DivergedError(
+            error.cause,
+            remedy=f"{error.remedy}, and train into another --out: {folder.path} keeps epoch "
+            f"{session.epoch}, from which --resume repeats the same steps",
+        ) from error
+
+
+def _need_checkpoints() -> None:
+    """Find out before the first epoch, not after the last, that nothing could be kept."""
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("safetensors", "train", "a run that is kept") from error
 
 
 def _begin(session: Session, folder: RunFolder) -> None:

@@ -64,12 +64,3 @@ class UpdateSchedule:
         if self.total_steps is None:
             return self.drop_fraction
         return self.drop_fraction / 2 * (1 + math.cos(math.pi * step / self.end))
-
-    @property
-    def updates(self) -> float:
-        """How many updates the whole run holds; infinite without ``total_steps``."""
-        return (
-            math.inf
-            if self.total_steps is None
-            else max(0, math.ceil(self.end) - 1) // (self.interval)
-        )

@@ -95,7 +95,7 @@ class Session:
         )
         self.steps = len(data.train)
         self.sparsifier = _sparsifier(recipe, self.model, self.optimizer, self.steps)
-        self.criterion = _criterion(recipe).to(device)
+        self.criterion = _criterion(recipe, self.unknown_index).to(device)
         self.votes = Votes()
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
@@ -281,13 +281,14 @@ def _sparsifier(
     )
 
 
-def _criterion(recipe: Recipe) -> UnknownAwareLoss:
+def _criterion(recipe: Recipe, unknown_index: int | None) -> UnknownAwareLoss:
     moon = recipe.moon
     return UnknownAwareLoss(
         total_epochs=recipe.epochs,
         warmup_epochs=recipe.warmup_epochs,
         w_final=moon.w_final,
         init_factor=moon.init_factor,
+        unknown_index=-1 if unknown_index is None else unknown_index,
         auto=moon.auto,
         enabled=moon.enabled and moon.loss,
     )

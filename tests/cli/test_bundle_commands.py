@@ -119,14 +119,16 @@ def test_a_run_needs_no_description(moon: Moon, run: Path, tmp_path: Path) -> No
 def test_inspect_a_bundle(moon: Moon, exported: Path) -> None:
     facts = moon("inspect", exported, "--json").json
     assert facts["kind"] == "bundle"
-    assert facts["weights"] == sum(layer["weights"] for layer in facts["layers"]) == 139680
-    assert facts["nonzeros"] == sum(layer["nonzeros"] for layer in facts["layers"]) == 13968
+    weights = sum(layer["weights"] for layer in facts["layers"])
+    assert facts["weights"] == weights
+    assert facts["nonzeros"] == sum(layer["nonzeros"] for layer in facts["layers"])
+    assert facts["nonzeros"] == pytest.approx(0.1 * weights, abs=len(facts["layers"]))
     assert facts["sparsity"] == pytest.approx(0.9)
     assert facts["model_bytes"] == (exported / "model.onnx").stat().st_size
-    assert facts["dense_bytes"] > 4 * 139680
+    assert facts["dense_bytes"] > 4 * weights
     assert 0 < facts["flops"] < facts["flops_dense"]
     text = moon("inspect", exported).out
-    assert "90.0% of 139,680 weights are zero" in text
+    assert f"90.0% of {weights:,} weights are zero" in text
     assert "conformal, rejects at most 5.0% of ID on average, n = 150" in text
 
 

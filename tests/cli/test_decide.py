@@ -49,7 +49,8 @@ def test_a_bad_image_does_not_stop_the_others(
     entries = result.json["predictions"]
     assert [("error" in entry) for entry in entries] == [False, True, False]
     assert set(entries[1]) == {"input", "error"}
-    assert result.error.startswith("moon: error: 1 of 3 images could not be read. ")
+    assert result.error.startswith("moon: error: 1 of 3 images could not be read: ")
+    assert "is truncated" in result.error
     table = moon("predict", exported, images[0], broken, images[1])
     assert table.code == 1
     assert "broken[red].png" in table.out.replace("\n", "")

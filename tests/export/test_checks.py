@@ -14,7 +14,6 @@ from moon.export.checks import (
     check_zeros,
     compare,
     require,
-    tolerance,
 )
 from moon.export.graph import array, copied, initializers, set_initializer
 from moon.trainer.checkpoint import Checkpoint
@@ -26,14 +25,6 @@ def test_comparison_by_hand() -> None:
     other = LOGITS + np.array([[0, -1.5, 0], [0, 0, 0.25]], np.float32)
     parity = compare(LOGITS, other)
     assert (parity.images, parity.max_abs, parity.top1_agreement) == (2, 1.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("peak", "precision", "allowed"),
-    [(1, "fp32", 1e-4), (1000, "fp32", 1e-2), (5, "fp16", 2e-2), (100, "fp16", 0.2)],
-)
-def test_tolerance_grows_with_large_logits(peak: float, precision: str, allowed: float) -> None:
-    assert tolerance(np.array([[peak, -peak]]), precision) == pytest.approx(allowed)
 
 
 def test_a_difference_beyond_the_tolerance_is_refused_with_figures() -> None:
@@ -54,11 +45,13 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         compare(LOGITS, LOGITS[:1])
 
 
-def outputs(scores: Any, flipped: int = 0) -> dict[str, NDArray[Any]]:
+def outputs(
+    scores: Any, flipped: int = 0, *, score: str = "ebo", peak: float = 0.01
+) -> dict[str, NDArray[Any]]:
     values = np.asarray(scores, np.float32)
-    logits = np.tile(np.array([0.01, 0, 0], np.float32), (len(values), 1))
-    logits[:flipped] = [0, 0.01, 0]
-    return {"logits": logits, "score_ebo": values}
+    logits = np.tile(np.array([peak, 0, 0], np.float32), (len(values), 1))
+    logits[:flipped] = [0, peak, 0]
+    return {"logits": logits, f"score_{score}": values}
 
 
 def test_fp16_must_agree_on_the_class() -> None:
@@ -82,6 +75,29 @@ def test_fp16_must_agree_on_the_decision_away_from_the_threshold() -> None:
     far[:6] = 9
     with pytest.raises(ParityError, match=r"decides the same for 99.40% of 996 images, less than"):
         check_agreement(outputs(wide), outputs(far), score="ebo", threshold=threshold)
+
+
+def test_large_logits_move_the_score_further() -> None:
+    scores = np.full(1000, 5.1)
+    for peak, counted in ((1.0, 1000), (100.0, 0)):
+        found = outputs(scores, peak=peak)
+        report = check_agreement(found, found, score="ebo", threshold=5.0)
+        assert report["gate_images"] == counted
+        assert report["gate_agreement"] == (1.0 if counted else None)
+
+
+@pytest.mark.parametrize(("score", "sign"), [("unknown", -1.0), ("msp", 1.0)])
+def test_small_probabilities_count_too(score: str, sign: float) -> None:
+    """p(unknown) is about 1e-5 on known images: far from the threshold at a distance of 1e-4."""
+    p = np.full(1000, 1e-5)
+    threshold = sign * (2e-4 if score == "unknown" else 1e-6)
+    wide = outputs(sign * p, score=score)
+    report = check_agreement(wide, wide, score=score, threshold=threshold)
+    assert (report["gate_agreement"], report["gate_images"]) == (1.0, 1000)
+    moved = outputs(sign * p, score=score)
+    moved[f"score_{score}"][:6] = threshold - 1e-3
+    with pytest.raises(ParityError, match=r"decides the same for 99.40% of 1000 images"):
+        check_agreement(wide, moved, score=score, threshold=threshold)
 
 
 def test_a_masked_weight_that_came_to_life_is_noticed(

@@ -14,7 +14,9 @@ from moon.export.session import run
 NORM = ("gamma", "beta", "mean", "var")
 
 
-def model(*, bias: bool = False, shared: bool = False, tapped: bool = False) -> ModelProto:
+def model(
+    *, bias: bool = False, shared: bool = False, tapped: bool = False, pooled: bool = False
+) -> ModelProto:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((4, 4, 3, 3)).astype(np.float32)
     weight[rng.random(weight.shape) < 0.7] = 0
@@ -33,6 +35,10 @@ def model(*, bias: bool = False, shared: bool = False, tapped: bool = False) -> 
         helper.make_node("BatchNormalization", ["c", *NORM], ["n"], epsilon=1e-3),
     ]
     last = "n"
+    if pooled:
+        nodes[1].input[0] = "p"
+        pads = [1, 1, 1, 1]
+        nodes.insert(1, helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[3, 3], pads=pads))
     if shared:
         nodes.append(helper.make_node("Conv", ["n", "w"], ["d"], pads=[1, 1, 1, 1]))
         last = "d"
@@ -68,9 +74,9 @@ def test_folding_keeps_the_answers_and_the_zeros(bias: bool) -> None:
     assert not {*NORM} & set(initializers(graph))
 
 
-@pytest.mark.parametrize("case", ["shared", "tapped"])
-def test_what_others_read_is_not_folded(case: str) -> None:
-    graph = model(shared=case == "shared", tapped=case == "tapped")
+@pytest.mark.parametrize("case", ["shared", "tapped", "pooled"])
+def test_what_others_read_or_change_is_not_folded(case: str) -> None:
+    graph = model(shared=case == "shared", tapped=case == "tapped", pooled=case == "pooled")
     expected = outputs(graph)
     assert fold_batch_norm(graph) == 0
     np.testing.assert_array_equal(outputs(graph), expected)

@@ -61,13 +61,15 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_layers_keep_their_names_and_batch_norm_is_gone(
-    checkpoint: Checkpoint, body: ModelProto
-) -> None:
+def test_layers_keep_their_names(checkpoint: Checkpoint, body: ModelProto) -> None:
     assert weight_names(body) == [layer.name for layer in checkpoint.layers]
-    assert "BatchNormalization" not in [node.op_type for node in body.graph.node]
     assert (body.ir_version, body.opset_import[0].version) == (10, 18)
     onnx.checker.check_model(body, full_check=True)
+
+
+def test_batch_norm_behind_a_convolution_is_gone() -> None:
+    graph = trace(tiny(), channels=1, size=(8, 8)).graph
+    assert "BatchNormalization" not in [node.op_type for node in graph.node]
 
 
 def test_no_zero_is_negative() -> None:

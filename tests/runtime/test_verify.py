@@ -89,3 +89,5 @@ def test_the_tolerance_grows_with_large_logits_only() -> None:
     assert tolerance(np.array([[3.0, -10.0]]), "fp32") == 1e-4
     assert tolerance(np.array([[3.0, -50.0]]), "fp32") == pytest.approx(5e-4)
     assert tolerance(np.array([[3.0]]), "fp16") == 2e-2
+    assert tolerance(np.array([[-100.0]]), "fp16") == pytest.approx(0.2)
+    assert tolerance(np.empty((0, 3)), "fp32") == 1e-4

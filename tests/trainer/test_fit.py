@@ -164,7 +164,7 @@ def test_the_baseline_has_no_unknown_and_no_votes() -> None:
     assert checkpoint.masks == {}
     assert (checkpoint.metrics["votes"], checkpoint.metrics["sparsity"]) == (0, 0.0)
     assert {(record.w, record.p_unknown, record.voted) for record in seen} == {(0.0, None, False)}
-    assert checkpoint.state["head.weight"].shape == (4, 128)
+    assert len(checkpoint.state["head.weight"]) == 4
 
 
 def test_each_part_can_be_taken_away() -> None:

@@ -17,11 +17,20 @@ def test_the_small_cnn_takes_small_images(side: int, channels: int) -> None:
     assert model(torch.zeros(2, channels, side, side)).shape == (2, 11)
 
 
-def test_the_small_cnn_is_lean() -> None:
-    model = build("cnn", outputs=11, channels=1, size=(28, 28))
-    costs = count_flops(model, torch.zeros(1, 1, 28, 28))
-    assert costs[-1].shape[0] == 11
-    assert 1e6 < sum(cost.flops for cost in costs) < 16e6
+@pytest.mark.parametrize("size", [(8, 200), (200, 8), (28, 65), (100, 64)])
+def test_the_small_cnn_takes_images_that_are_not_square(size: tuple[int, int]) -> None:
+    model = build("cnn", outputs=3, channels=1, size=size)
+    assert model(torch.zeros(2, 1, *size)).shape == (2, 3)
+
+
+def test_the_small_cnn_costs_what_its_docstring_says() -> None:
+    costs = {}
+    for side in (28, 63, 64, 128):
+        model = build("cnn", outputs=11, channels=1, size=(side, side))
+        costs[side] = count_flops(model, torch.zeros(1, 1, side, side))
+    assert costs[28][-1].shape[0] == 11
+    assert sum(cost.flops for cost in costs[28]) / 2 == pytest.approx(9.3e6, rel=0.01)
+    assert [len(found) - 1 for found in costs.values()] == [3, 3, 4, 5]
 
 
 def test_resnets_keep_small_images_whole() -> None:
