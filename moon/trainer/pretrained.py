@@ -61,7 +61,7 @@ def _note(
     part: str, layer: str, key: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> str:
     came = f"is {list(state[key].shape)}" if key in state else "is missing"
-    return f"the {part} {layer} starts afresh: it {came} there and {list(own[key].shape)} here"
+    return f"the {part} ({layer}) starts afresh: it {came} there and {list(own[key].shape)} here"
 
 
 def _layer(key: str) -> str:

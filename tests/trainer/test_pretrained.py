@@ -48,8 +48,8 @@ def test_another_head_and_stem_start_afresh(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save(source.state_dict(), path)
     assert load_pretrained(target, "cnn", str(path)) == [
-        f"the head head starts afresh: it is [5, {width}] there and [3, {width}] here",
-        "the stem stem.0 starts afresh: it is [32, 3, 3, 3] there and [32, 1, 3, 3] here",
+        f"the head (head) starts afresh: it is [5, {width}] there and [3, {width}] here",
+        "the stem (stem.0) starts afresh: it is [32, 3, 3, 3] there and [32, 1, 3, 3] here",
     ]
     assert torch.equal(target.head.weight, head)
     assert torch.equal(target.stem[0].weight, stem)
@@ -62,7 +62,7 @@ def test_a_head_that_is_missing_starts_afresh(tmp_path: Path) -> None:
     torch.save(state, path)
     target = cnn()
     assert load_pretrained(target, "cnn", str(path)) == [
-        "the head head starts afresh: it is missing there and "
+        "the head (head) starts afresh: it is missing there and "
         f"{list(target.head.weight.shape)} here"
     ]
 
