@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,18 @@ class Crops:
             tops=self.tops[chosen],
             lefts=self.lefts[chosen],
             mirrored=self.mirrored[chosen],
+        )
+
+    def copy_(self, other: Crops) -> None:
+        """Overwrite in place with as many others."""
+        self.tops.copy_(other.tops)
+        self.lefts.copy_(other.lefts)
+        self.mirrored.copy_(other.mirrored)
+
+    def clone(self) -> Crops:
+        """A copy in memory of its own."""
+        return replace(
+            self, tops=self.tops.clone(), lefts=self.lefts.clone(), mirrored=self.mirrored.clone()
         )
 
 

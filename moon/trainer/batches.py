@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +26,15 @@ from moon.errors import DataError, ImageError, MoonError, TrainingError
 from moon.progress import Progress, silent
 from moon.trainer.augment import ORDER, Crops, ResizedCrops, crop_flip, draw_crops, generator
 
-__all__ = ["MEMORY_BUDGET", "Batches", "MemoryPixels", "Pixels", "StreamedPixels", "open_pixels"]
+__all__ = [
+    "MEMORY_BUDGET",
+    "Batches",
+    "MemoryPixels",
+    "Pixels",
+    "RawBatch",
+    "StreamedPixels",
+    "open_pixels",
+]
 
 MEMORY_BUDGET = 2 << 30
 MOST_WORKERS = 16
@@ -140,6 +148,36 @@ def open_pixels(
     return MemoryPixels(load_pixels(source, preprocess, indices, progress=progress), device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RawBatch:
+    """A batch as it was decoded, on the device.
+
+    Attributes:
+        pixels: uint8 [B, H, W, C].
+        labels: int64 [B].
+        crops: how each image is to be cropped and mirrored; None leaves it as it is.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    crops: Crops | None
+
+    def copy_(self, other: RawBatch) -> None:
+        """Overwrite in place with a batch of the same size, for captured CUDA graphs."""
+        self.pixels.copy_(other.pixels)
+        self.labels.copy_(other.labels)
+        if self.crops is not None and other.crops is not None:
+            self.crops.copy_(other.crops)
+
+    def clone(self) -> RawBatch:
+        """A copy in memory of its own."""
+        return RawBatch(
+            pixels=self.pixels.clone(),
+            labels=self.labels.clone(),
+            crops=None if self.crops is None else self.crops.clone(),
+        )
+
+
 class Batches:
     """Normalised batches of a labelled set, shuffled and augmented by (seed, epoch).
 
@@ -185,6 +223,11 @@ class Batches:
 
     def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """float32 [B, C, H, W], channels last in memory, and int64 labels [B], on the device."""
+        for batch in self.raw_epoch(epoch):
+            yield self.prepare(batch), batch.labels
+
+    def raw_epoch(self, epoch: int = 0) -> Iterator[RawBatch]:
+        """The batches of ``epoch`` before ``prepare``, which turns each into the model's input."""
         order_N = np.arange(len(self._pixels))
         crops: Crops | None = None
         if self._seed is not None:
@@ -193,9 +236,20 @@ class Batches:
         chosen = self._positions(order_N)
         for positions, pixels in zip(chosen, self._pixels.batches(chosen, epoch), strict=True):
             positions_B = torch.from_numpy(positions).to(self._device)
-            if crops is not None:
-                pixels = crop_flip(pixels, crops.of(positions_B))
-            yield self._normalised(pixels), self._labels_N[positions_B]
+            yield RawBatch(
+                pixels=pixels,
+                labels=self._labels_N[positions_B],
+                crops=None if crops is None else crops.of(positions_B),
+            )
+
+    def prepare(self, batch: RawBatch) -> Tensor:
+        """float32 [B, C, H, W], channels last in memory: cropped, mirrored and normalised.
+
+        Only kernels on the device, none of which waits for the host, so it can be captured
+        in a CUDA graph.
+        """
+        pixels = batch.pixels
+        return self._normalised(pixels if batch.crops is None else crop_flip(pixels, batch.crops))
 
     def _draw(self, seed: int, epoch: int) -> Crops | None:
         if self._augment not in {"crop", "crop-flip"}:

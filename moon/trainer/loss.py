@@ -202,6 +202,13 @@ class UnknownAwareLoss(nn.Module):
         """The weight in force."""
         return self.auto_weight.value if self.enabled else 0.0
 
+    @property
+    def branch(self) -> tuple[bool, bool]:
+        """Which of its Python paths a call takes; a captured CUDA graph serves one of them."""
+        auto = self.auto_weight
+        plain = not self.enabled or auto.value == 0.0
+        return plain, plain and self.enabled and auto.warming_up
+
     def start_epoch(self, epoch: int) -> None:
         """Set w for an epoch, counted from 1 (0 is taken as warm-up; past T w stays at w_f)."""
         self.auto_weight.start_epoch(epoch)

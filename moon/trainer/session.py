@@ -1,30 +1,30 @@
 """Session: all that changes while a recipe is trained, one epoch at a time.
 
-Shape suffixes: B images of a batch, K outputs, C channels, H height, W width.
+Shape suffixes: B images of a batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moon.errors import DivergedError, TrainingError
 from moon.progress import Progress, silent
 from moon.trainer.augment import DROPOUT, generator
 from moon.trainer.batches import Batches
 from moon.trainer.dataset import Dataset
-from moon.trainer.loss import UnknownAwareLoss
 from moon.trainer.models import build
+from moon.trainer.objective import Criterion, make_criterion
 from moon.trainer.pretrained import load_pretrained
 from moon.trainer.rate import learning_rate
 from moon.trainer.recipe import Recipe
 from moon.trainer.sparsifier import Sparsifier
+from moon.trainer.step import Step, Sums, Tally
 from moon.trainer.voting import Votes
 
 __all__ = ["EpochRecord", "Session", "accuracy"]
@@ -75,9 +75,18 @@ class Session:
     Args:
         recipe: resolved.
         data: its images, on ``device``.
+        graphs, say: see :class:`moon.trainer.step.Step`.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        device: torch.device,
+        *,
+        graphs: bool = True,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.recipe = recipe
         self.data = data
         self.device = device
@@ -87,7 +96,8 @@ class Session:
         self.model.to(device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
-            lr=recipe.lr,
+            # A tensor, so that a captured step reads the rate of the moment.
+            lr=torch.tensor(recipe.lr, device=device) if device.type == "cuda" else recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
@@ -95,7 +105,19 @@ class Session:
         )
         self.steps = len(data.train)
         self.sparsifier = _sparsifier(recipe, self.model, self.optimizer, self.steps)
-        self.criterion = _criterion(recipe, self.unknown_index).to(device)
+        self.objective = Criterion(make_criterion(recipe, self.unknown_index).to(device))
+        self.tally = Tally(self.known, self.unknown_index, device)
+        self.step = Step(
+            self.model,
+            self.optimizer,
+            self.sparsifier,
+            self.objective,
+            self.tally,
+            data.train.prepare,
+            device,
+            graphs=graphs,
+            say=say,
+        )
         self.votes = Votes()
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
@@ -111,20 +133,19 @@ class Session:
         voted = epoch > recipe.epochs - recipe.vote_epochs
         if voted:
             self.sparsifier.freeze()
-        tally = self._train(epoch, progress)
+        count, sums = self._train(epoch, progress)
         if voted:
             self.votes.add(self.model, self.sparsifier.masks)
-        count, loss, p_unknown, correct = tally
         record = EpochRecord(
             epoch=epoch,
             epochs=recipe.epochs,
-            loss=loss / count,
-            w=self.criterion.w,
-            p_unknown=None if self.unknown_index is None else p_unknown / count,
+            loss=sums.loss / count,
+            w=self.objective.w,
+            p_unknown=None if self.unknown_index is None else sums.p_unknown / count,
             accuracy=self.accuracy(),
-            train_accuracy=correct / count,
+            train_accuracy=sums.correct / count,
             density=self.sparsifier.density,
-            lr=self.optimizer.param_groups[0]["lr"],
+            lr=self._rate(epoch, self.steps - 1),
             turnover=self.sparsifier.turnover,
             voted=voted,
             seconds=round(time.perf_counter() - start, 3),
@@ -133,63 +154,36 @@ class Session:
         self.history.append(asdict(record))
         return record
 
-    def _train(self, epoch: int, progress: Progress) -> tuple[int, float, float, float]:
-        """Images seen, and over them the sums of loss, p_unknown and correct answers."""
+    def _train(self, epoch: int, progress: Progress) -> tuple[int, Sums]:
+        """How many images were seen, and the sums over them."""
         torch.manual_seed(int(generator(self.recipe.seed, epoch, DROPOUT).integers(1 << 62)))
         self.model.train()
-        self.criterion.start_epoch(epoch)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        losses: list[Tensor] = []
+        self.objective.start_epoch(epoch)
+        self.tally.reset()
         count = 0
-        for step, (x_BCHW, target_B) in enumerate(self.data.train.epoch(epoch)):
-            loss, logits_BK = self._step((epoch - 1) * self.steps + step, x_BCHW, target_B)
-            losses.append(loss)
-            count += len(target_B)
-            sums += self._scores(loss, logits_BK, target_B)
-            if len(losses) == CHECK_EVERY:
-                self._check_finite(losses, epoch, step)
-                losses.clear()
-                progress(step + 1, self.steps, f"epoch {epoch} of {self.recipe.epochs}")
-        self._check_finite(losses, epoch, self.steps - 1)
-        progress(self.steps, self.steps, f"epoch {epoch} of {self.recipe.epochs}")
-        loss_sum, p_unknown, correct = sums.tolist()
-        return count, loss_sum, p_unknown, correct
+        what = f"epoch {epoch} of {self.recipe.epochs}"
+        for step, batch in enumerate(self.data.train.raw_epoch(epoch)):
+            self.step(batch, self._rate(epoch, step))
+            count += len(batch.labels)
+            if (step + 1) % CHECK_EVERY == 0:
+                self._check_finite(epoch)
+                progress(step + 1, self.steps, what)
+        self._check_finite(epoch)
+        progress(self.steps, self.steps, what)
+        return count, self.tally.sums()
 
-    def _step(self, step: int, x_BCHW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-        rate = learning_rate(self.recipe, step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            logits_BK = self.model(x_BCHW)
-        logits_BK = logits_BK.float()
-        loss = self.criterion(logits_BK, target_B)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach(), logits_BK.detach()
+    def _rate(self, epoch: int, step: int) -> float:
+        return learning_rate(self.recipe, (epoch - 1) * self.steps + step, self.steps)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
-        return nullcontext()
-
-    def _scores(self, loss: Tensor, logits_BK: Tensor, target_B: Tensor) -> Tensor:
-        correct = (logits_BK[:, : self.known].argmax(1) == target_B).sum()
-        p_unknown = torch.zeros((), device=self.device)
-        if self.unknown_index is not None:
-            p_unknown = logits_BK.softmax(1)[:, self.unknown_index].sum()
-        return torch.stack([loss * len(target_B), p_unknown, correct.to(loss.dtype)])
-
-    def _check_finite(self, losses: list[Tensor], epoch: int, last: int) -> None:
-        if not losses:
+    def _check_finite(self, epoch: int) -> None:
+        bad = self.tally.first_bad
+        if bad is None:
             return
-        bad = (~torch.stack(losses).isfinite()).nonzero().flatten().tolist()
-        if bad:
-            step = (epoch - 1) * self.steps + last - len(losses) + 1 + bad[0]
-            raise DivergedError(
-                f"the loss became {float(losses[bad[0]])} at step {step + 1} (epoch {epoch})",
-                remedy=f"Set a lower lr than {self.recipe.lr:g}, or check the images",
-            )
+        step, loss = bad
+        raise DivergedError(
+            f"the loss became {loss} at step {(epoch - 1) * self.steps + step + 1} (epoch {epoch})",
+            remedy=f"Set a lower lr than {self.recipe.lr:g}, or check the images",
+        )
 
     def accuracy(self) -> float:
         """Of the model's present weights on the held-out images."""
@@ -206,7 +200,7 @@ class Session:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
-            "criterion": self.criterion.state_dict(),
+            "criterion": self.objective.state_dict(),
             "votes": self.votes.state_dict(),
         }
 
@@ -230,7 +224,7 @@ class Session:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sparsifier.load_state_dict(state["sparsifier"])
-        self.criterion.load_state_dict(state["criterion"])
+        self.objective.load_state_dict(state["criterion"])
         self.votes.load_state_dict(state["votes"])
         self.epoch = state["epoch"]
         self.history = list(state["history"])
@@ -278,17 +272,4 @@ def _sparsifier(
         seed=recipe.seed,
         # Trained weights say which connections matter; fresh ones do not.
         init="magnitude" if recipe.pretrained else "random",
-    )
-
-
-def _criterion(recipe: Recipe, unknown_index: int | None) -> UnknownAwareLoss:
-    moon = recipe.moon
-    return UnknownAwareLoss(
-        total_epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        w_final=moon.w_final,
-        init_factor=moon.init_factor,
-        unknown_index=-1 if unknown_index is None else unknown_index,
-        auto=moon.auto,
-        enabled=moon.enabled and moon.loss,
     )

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moon.errors import UsageError
@@ -196,6 +196,15 @@ class Sparsifier:
         course = self._course
         due = course.pending or self.schedule.due(course.step)
         return due and course.updated_at != course.step and not self.frozen
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """What masking a gradient reads, so far: a captured CUDA graph holds on to these.
+
+        They are changed in place; others take their place only when a gradient changes its
+        dtype or memory layout, and a graph captured before must then not be replayed.
+        """
+        return tuple(layer.factor for layer in self._layers if layer.factor is not None)
 
     # ------------------------------------------------------------------ acting
 

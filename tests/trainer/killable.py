@@ -24,7 +24,7 @@ import torch
 import moon.trainer.fit as fit_module
 from moon.errors import MoonError
 from moon.trainer.fit import fit
-from moon.trainer.session import Session
+from moon.trainer.step import Step
 
 from .recipes_small import tiny_recipe
 
@@ -59,7 +59,7 @@ def killing(run: Path, spot: str, number: int) -> Callable[[], object]:
 
     def act() -> object:
         if spot == "step":
-            _before(Session, "_step", number)
+            _before(Step, "_compute", number)
         elif spot == "update":
             # After the topology has changed and before the optimizer has moved the weights.
             from moon.trainer.sparsifier import Sparsifier

@@ -1,0 +1,215 @@
+"""One optimizer step, and the sums kept over an epoch of them.
+
+On a CUDA device the whole step (augmentation, forward, backward, masking, optimizer, sums) is
+captured in a CUDA graph and replayed; the eager path runs the same kernels one by one, so both
+give the same losses. Steps that update the topology, and batches of another size, are eager.
+
+Shape suffixes: B images of a batch, K outputs, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from moon.trainer.batches import RawBatch
+from moon.trainer.sparsifier import Sparsifier
+
+__all__ = ["Objective", "Step", "Sums", "Tally"]
+
+# Eager steps before a capture: cuDNN, the optimizer and the autograd engine set themselves up.
+WARM_UP = 3
+
+
+class Objective(Protocol):
+    """What a step minimises.
+
+    ``branch`` names the Python path that a call takes: a captured graph serves one branch.
+    ``capturable`` is False where a call waits for the host or draws random numbers of its own.
+    """
+
+    @property
+    def branch(self) -> Hashable: ...
+
+    @property
+    def capturable(self) -> bool: ...
+
+    def __call__(self, model: nn.Module, x_BCHW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss (0-d) and the logits [B, K] in float32, both part of the graph."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over the images of an epoch so far: sums of loss and p(unknown), and right answers."""
+
+    loss: float
+    p_unknown: float
+    correct: float
+
+
+class Tally:
+    """Sums over an epoch, on the device: adding to them never waits for the host."""
+
+    def __init__(self, known: int, unknown_index: int | None, device: torch.device) -> None:
+        self._known = known
+        self._unknown_index = unknown_index
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._bad_loss = torch.zeros((), device=device)
+
+    def reset(self) -> None:
+        self._sums.zero_()
+        self._steps.zero_()
+        self._bad_step.fill_(-1)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits_BK: Tensor, target_B: Tensor) -> None:
+        """Take in a step: its mean loss (0-d) and its logits, which are known classes first."""
+        correct = (logits_BK[:, : self._known].argmax(1) == target_B).sum()
+        p_unknown = torch.zeros((), device=loss.device)
+        if self._unknown_index is not None:
+            p_unknown = logits_BK.softmax(1)[:, self._unknown_index].sum()
+        self._sums += torch.stack([loss * len(target_B), p_unknown, correct.to(loss.dtype)])
+        first = ~loss.isfinite() & (self._bad_step < 0)
+        self._bad_step.copy_(torch.where(first, self._steps, self._bad_step))
+        self._bad_loss.copy_(torch.where(first, loss, self._bad_loss))
+        self._steps += 1
+
+    @property
+    def first_bad(self) -> tuple[int, float] | None:
+        """The first step of the epoch, from 0, whose loss was not finite, and that loss."""
+        step = int(self._bad_step)
+        return None if step < 0 else (step, float(self._bad_loss))
+
+    def sums(self) -> Sums:
+        return Sums(*self._sums.tolist())
+
+
+class Step:
+    """Trains a model by one batch at a time.
+
+    Args:
+        model: on ``device``, in training mode when called.
+        optimizer: with a Tensor as its learning rate where graphs are wanted.
+        prepare: from a raw batch to the model's input, by kernels on the device alone.
+        graphs: capture CUDA graphs; ignored off CUDA. A capture that fails turns it off.
+        say: told, once, why steps run without graphs after all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        sparsifier: Sparsifier,
+        objective: Objective,
+        tally: Tally,
+        prepare: Callable[[RawBatch], Tensor],
+        device: torch.device,
+        *,
+        graphs: bool = True,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._sparsifier = sparsifier
+        self._objective = objective
+        self._tally = tally
+        self._prepare = prepare
+        self._device = device
+        self._graphs = graphs and device.type == "cuda"
+        self._say = say
+        self._captured: dict[Hashable, _Graph] = {}
+        self._seen: dict[Hashable, int] = {}
+
+    def __call__(self, batch: RawBatch, rate: float, scale: float = 1.0) -> None:
+        """One step of the optimizer at the learning rate ``rate``.
+
+        Args:
+            scale: multiplies the loss that is differentiated, not the one that is summed.
+        """
+        self._set_rate(rate)
+        graph = self._graph(batch, scale)
+        if graph is None:
+            self._compute(batch, scale)
+            return
+        graph.batch.copy_(batch)
+        graph.replay()
+        self._sparsifier.advance()
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _compute(self, batch: RawBatch, scale: float) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        x_BCHW = self._prepare(batch)
+        with self._autocast():
+            loss, logits_BK = self._objective(self._model, x_BCHW, batch.labels)
+        torch.autograd.backward(loss if scale == 1.0 else loss * scale)
+        self._optimizer.step()
+        self._tally.add(loss.detach(), logits_BK.detach(), batch.labels)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._device.type == "cuda":
+            # Weights change between replays: casts of them must be part of every step.
+            return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)
+        return nullcontext()
+
+    def _graph(self, batch: RawBatch, scale: float) -> _Graph | None:
+        """The graph that serves this step, captured if it is time; None for an eager step."""
+        if not self._graphs or not self._objective.capturable or self._sparsifier.update_due:
+            return None
+        buffers = self._sparsifier.buffers
+        key = (tuple(batch.pixels.shape), scale, self._objective.branch)
+        graph = self._captured.get(key)
+        if graph is not None and graph.serves(buffers):
+            return graph
+        self._seen[key] = self._seen.get(key, 0) + 1
+        if self._seen[key] <= WARM_UP:
+            return None
+        try:
+            graph = _capture(lambda copy: self._compute(copy, scale), batch, buffers)
+        except RuntimeError as error:
+            self._graphs = False
+            reason = str(error).partition("\n")[0]
+            self._say(f"training without CUDA graphs: the step could not be captured: {reason}")
+            return None
+        self._captured[key] = graph
+        return graph
+
+
+@dataclass(kw_only=True)
+class _Graph:
+    """A captured step, the batch it reads, and the masks it multiplies by."""
+
+    replay: Callable[[], None]
+    batch: RawBatch
+    buffers: tuple[Tensor, ...]
+
+    def serves(self, buffers: tuple[Tensor, ...]) -> bool:
+        # A mask that was made anew elsewhere would leave the graph with the old one.
+        return len(buffers) == len(self.buffers) and all(
+            now is then for now, then in zip(buffers, self.buffers, strict=True)
+        )
+
+
+def _capture(
+    compute: Callable[[RawBatch], None], batch: RawBatch, buffers: tuple[Tensor, ...]
+) -> _Graph:
+    static = batch.clone()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        compute(static)
+    return _Graph(replay=graph.replay, batch=static, buffers=buffers)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moon.trainer.batches import RawBatch
+from moon.trainer.loss import UnknownAwareLoss
+from moon.trainer.objective import Criterion
+from moon.trainer.sparsifier import Sparsifier
+from moon.trainer.step import WARM_UP, Step, Tally, _Graph
+
+CPU = torch.device("cpu")
+
+
+def test_the_tally_sums_by_hand() -> None:
+    tally = Tally(2, 2, CPU)
+    logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+    tally.add(torch.tensor(0.5), logits, torch.tensor([0, 1]))
+    tally.add(torch.tensor(2.0), logits[:1], torch.tensor([1]))
+    sums = tally.sums()
+    assert sums.loss == 0.5 * 2 + 2.0
+    # The unknown wins the second image, but answers are given among the known classes: 0.
+    assert sums.correct == 1
+    p = logits.softmax(1)[:, 2]
+    assert sums.p_unknown == pytest.approx(float(2 * p[0] + p[1]), rel=1e-6)
+    assert tally.first_bad is None
+    tally.reset()
+    assert (tally.sums().loss, tally.sums().correct) == (0, 0)
+
+
+def test_the_tally_remembers_the_first_loss_that_is_not_finite() -> None:
+    tally = Tally(2, None, CPU)
+    for loss in (1.0, float("inf"), float("nan")):
+        tally.add(torch.tensor(loss), torch.zeros(1, 2), torch.tensor([0]))
+    assert tally.first_bad == (1, float("inf"))
+    tally.reset()
+    assert tally.first_bad is None
+
+
+def test_a_step_is_the_textbook_one_at_the_rate_given() -> None:
+    model, step, batch = _parts(lr=123.0)
+    x, y = _prepare(batch), batch.labels
+    reference = nn.Linear(12, 3)
+    reference.load_state_dict(model.state_dict())
+    for rate, scale in ((0.1, 1.0), (0.01, 0.5)):
+        step(batch, rate, scale)
+        reference.zero_grad()
+        (nn.functional.cross_entropy(reference(x), y) * scale).backward()
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                assert parameter.grad is not None
+                parameter -= rate * parameter.grad
+        assert torch.allclose(model.weight, reference.weight, atol=1e-6)
+
+
+def test_the_scale_is_not_in_the_sums() -> None:
+    _, step, batch = _parts()
+    x, y = _prepare(batch), batch.labels
+    expected = nn.functional.cross_entropy(step._model(x), y).detach()
+    step(batch, 0.1, 0.25)
+    assert step._tally.sums().loss == pytest.approx(float(expected) * len(y), rel=1e-5)
+
+
+def test_the_branch_names_the_path_of_the_loss() -> None:
+    loss = UnknownAwareLoss(total_epochs=10, warmup_epochs=2)
+    branches: list[Hashable] = []
+    loss(torch.zeros(2, 3), torch.tensor([0, 1]))
+    for epoch in range(1, 5):
+        loss.start_epoch(epoch)
+        branches.append(Criterion(loss).branch)
+    warming, tuned = branches[0], branches[2]
+    assert branches == [warming, warming, tuned, tuned] and warming != tuned
+    plain = UnknownAwareLoss(enabled=False)
+    seen = set()
+    for epoch in (1, 6, 100):
+        plain.start_epoch(epoch)
+        seen.add(Criterion(plain).branch)
+    assert len(seen) == 1 and seen.isdisjoint({warming, tuned})
+
+
+def test_raw_batches_are_copied_in_place() -> None:
+    batch = _batch()
+    copy = batch.clone()
+    other = RawBatch(pixels=batch.pixels + 1, labels=batch.labels + 1, crops=None)
+    where = copy.pixels.data_ptr()
+    copy.copy_(other)
+    assert copy.pixels.data_ptr() == where
+    assert torch.equal(copy.pixels, other.pixels) and torch.equal(copy.labels, other.labels)
+    assert not torch.equal(batch.pixels, other.pixels)
+
+
+def test_graphs_are_for_cuda_only() -> None:
+    _, step, batch = _parts()
+    for _ in range(2 * WARM_UP):
+        assert step._graph(batch, 1.0) is None
+
+
+def test_replays_with_updates_between_equal_the_eager_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A "graph" that runs the captured step as a replay would: on the batch it was captured
+    # with, without the sparsifier counting.
+    captures, capturing = [], [False]
+
+    def capture(
+        compute: Callable[[RawBatch], None], batch: RawBatch, buffers: tuple[Tensor, ...]
+    ) -> _Graph:
+        static = batch.clone()
+        captures.append(buffers)
+
+        def replay() -> None:
+            capturing[0] = True
+            compute(static)
+            capturing[0] = False
+
+        return _Graph(replay=replay, batch=static, buffers=buffers)
+
+    monkeypatch.setattr("moon.trainer.step._capture", capture)
+    monkeypatch.setattr("moon.trainer.sparsifier._capturing", lambda: capturing[0])
+    results = []
+    for graphs in (False, True):
+        model, step, _ = _parts(density=0.5)
+        step._graphs = graphs
+        for number in range(30):
+            step(_batch(number), 0.1)
+        sparsifier = step._sparsifier
+        assert (sparsifier.step_count, sparsifier.update_count) == (30, 4)
+        results.append((step._tally.sums(), model.weight.detach().clone()))
+    assert len(captures) == 1
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_a_failed_capture_is_said_once_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def capture(*args: object) -> _Graph:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr("moon.trainer.step._capture", capture)
+    _, step, batch = _parts()
+    said: list[str] = []
+    step._graphs, step._say = True, said.append
+    for _ in range(10):
+        step(batch, 0.1)
+    assert step._sparsifier.step_count == 10
+    assert said == [
+        "training without CUDA graphs: the step could not be captured: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.gpu
+def test_graphs_and_the_eager_path_give_the_same_bits() -> None:
+    device = torch.device("cuda")
+    losses, weights = {}, {}
+    for graphs in (False, True):
+        model, step, _ = _parts(device=device, graphs=graphs, density=0.5)
+        found = []
+        for number in range(30):
+            step._tally.reset()
+            step(_batch(number, device), 0.1)
+            found.append(step._tally.sums().loss)
+        assert bool(step._captured) is graphs, "the step was not captured"
+        losses[graphs], weights[graphs] = found, model.weight.detach().clone()
+        assert step._sparsifier.step_count == 30 and step._sparsifier.update_count == 4
+    assert losses[False] == losses[True]
+    assert torch.equal(weights[False], weights[True])
+
+
+def _prepare(batch: RawBatch) -> Tensor:
+    return batch.pixels.flatten(1).float() / 255
+
+
+def _batch(seed: int = 0, device: torch.device = CPU) -> RawBatch:
+    draw = torch.Generator().manual_seed(seed)
+    return RawBatch(
+        pixels=torch.randint(0, 255, (4, 2, 2, 3), dtype=torch.uint8, generator=draw).to(device),
+        labels=torch.randint(0, 3, (4,), generator=draw).to(device),
+        crops=None,
+    )
+
+
+def _parts(
+    *, lr: float = 0.1, device: torch.device = CPU, graphs: bool = True, density: float = 1.0
+) -> tuple[nn.Linear, Step, RawBatch]:
+    torch.manual_seed(0)
+    model = nn.Linear(12, 3).to(device)
+    rate = torch.tensor(lr, device=device) if device.type == "cuda" else lr
+    fused = True if device.type == "cuda" else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=fused)
+    sparsifier = Sparsifier(
+        model, optimizer, density=density, rule="rigl", interval=5, total_steps=40, stop=0.6
+    )
+    objective = Criterion(UnknownAwareLoss(enabled=False).to(device))
+    tally = Tally(3, None, device)
+    step = Step(model, optimizer, sparsifier, objective, tally, _prepare, device, graphs=graphs)
+    return model, step, _batch(device=device)
