@@ -9,13 +9,18 @@ from torch.optim import Optimizer
 
 from moon.errors import TrainingError, UsageError
 from moon.trainer.masked import MaskedLayer, stray_layers
+from moon.trainer.rules import Rule
+from moon.trainer.selection import obeys
 from moon.trainer.slots import weight_slots
+from moon.trainer.structure import Structure
 
 __all__ = [
+    "check_bernoulli",
     "check_choice",
     "check_keeps_zeros",
     "check_no_closure",
     "check_optimizer",
+    "check_pruning",
     "check_rule",
     "check_saved",
     "check_slots",
@@ -35,6 +40,25 @@ def check_rule(rule: str, density: float) -> None:
         raise UsageError(
             f"the rule dense keeps every weight, but density is {density}",
             remedy="Set density=1.0 or choose another rule",
+        )
+
+
+def check_pruning(rule: str, total_steps: int | None) -> None:
+    """UsageError for pruning without an end."""
+    if rule == "gmp" and total_steps is None:
+        raise UsageError(
+            "the rule gmp prunes towards an end, and total_steps is not given",
+            remedy="Pass total_steps, the optimizer steps of the whole run",
+        )
+
+
+def check_bernoulli(init: str, rule: str, structure: str) -> None:
+    """UsageError where connections drawn one by one cannot be had."""
+    if init == "bernoulli" and (rule == "gmp" or structure != "unstructured"):
+        raise UsageError(
+            f"init bernoulli draws each connection by itself, which the "
+            f"{'rule gmp' if rule == 'gmp' else f'structure {structure}'} does not do",
+            remedy="Set init to random",
         )
 
 
@@ -86,25 +110,38 @@ def check_keeps_zeros(layers: Sequence[MaskedLayer], optimizer: Optimizer) -> No
 
 
 def check_saved(
-    state: Mapping[str, object], version: int, rule: str, layers: Sequence[MaskedLayer]
+    state: Mapping[str, object],
+    version: int,
+    rule: Rule,
+    structure: Structure,
+    layers: Sequence[MaskedLayer],
 ) -> None:
-    """TrainingError unless a saved state is of this version, rule, model and density."""
+    """TrainingError unless a saved state is of this version, rule, structure, model, density."""
     if state.get("version") != version:
         raise TrainingError(
             f"the sparsifier state has version {state.get('version')}, not {version}",
             remedy="Load it with the release that wrote it",
         )
-    if state.get("rule") != rule:
-        raise TrainingError(
-            f"the state was saved with the rule {state.get('rule')}, this run has {rule}",
-            remedy="Resume with the same settings",
-        )
+    # States older than structures have none.
+    settings = {"rule": rule.name, "structure": structure.name}
+    found = {"structure": "unstructured", **state}
+    for what, wanted in settings.items():
+        if found.get(what) != wanted:
+            raise TrainingError(
+                f"the state was saved with the {what} {found.get(what)}, this run has {wanted}",
+                remedy="Resume with the same settings",
+            )
     saved = state.get("masks")
     assert isinstance(saved, Mapping)
-    _check_masks(saved, {layer.name: layer for layer in layers})
+    _check_masks(saved, rule, structure, {layer.name: layer for layer in layers})
 
 
-def _check_masks(saved: Mapping[str, Tensor], expected: Mapping[str, MaskedLayer]) -> None:
+def _check_masks(
+    saved: Mapping[str, Tensor],
+    rule: Rule,
+    structure: Structure,
+    expected: Mapping[str, MaskedLayer],
+) -> None:
     different = sorted(set(saved) ^ set(expected))
     if different:
         raise TrainingError(
@@ -113,9 +150,17 @@ def _check_masks(saved: Mapping[str, Tensor], expected: Mapping[str, MaskedLayer
         )
     for name, layer in expected.items():
         mask = saved[name]
-        if mask.shape != layer.mask.shape or int(mask.sum()) != layer.nonzeros:
+        nonzeros = int(mask.sum())
+        enough = nonzeros == layer.target or (rule.prunes and nonzeros > layer.target)
+        if mask.shape != layer.mask.shape or not enough:
             raise TrainingError(
-                f"the saved mask of {name} has shape {tuple(mask.shape)} and {int(mask.sum())} "
-                f"nonzeros, the model needs {tuple(layer.mask.shape)} and {layer.nonzeros}",
+                f"the saved mask of {name} has shape {tuple(mask.shape)} and {nonzeros} "
+                f"nonzeros, the model needs {tuple(layer.mask.shape)} and "
+                f"{'at least ' if rule.prunes else ''}{layer.target}",
                 remedy="Resume with the same model and density",
+            )
+        if not obeys(mask, layer.target, structure, pruning=nonzeros > layer.target):
+            raise TrainingError(
+                f"the saved mask of {name} does not have the structure {structure.name}",
+                remedy="Resume from a state that this structure wrote",
             )

@@ -18,48 +18,36 @@ __all__ = [
     "stray_layers",
 ]
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @dataclass(kw_only=True, eq=False)
 class MaskedLayer:
-    """A weight, its mask and its constant number of connections.
+    """A weight, its mask and its number of connections.
 
     Attributes:
         name: the weight's key in the model's state dict.
         weight: the parameter; its inactive entries are zero.
         mask: bool, of the weight's shape and memory layout.
-        nonzeros: how many entries of the mask are True.
-        factor: the mask in the gradient's dtype, made when first needed: multiplying lists
-            of equal dtype is several times faster than filling by a boolean.
+        target: how many entries of the mask are True in the end.
+        nonzeros: how many are now; ``target`` but while pruning.
     """
 
     name: str
     weight: nn.Parameter
     mask: Tensor
+    target: int
     nonzeros: int
-    factor: Tensor | None = None
 
     def follow_weight(self) -> None:
         """Move the mask to where the model has been moved."""
         if self.mask.device != self.weight.device:
             self.mask = self.mask.to(self.weight.device)
 
-    def factor_for(self, gradient: Tensor) -> Tensor:
-        """The mask as ones and zeros in the gradient's dtype, device and memory layout."""
-        factor = self.factor
-        if (
-            factor is None
-            or factor.dtype is not gradient.dtype
-            or factor.device != gradient.device
-            or factor.stride() != gradient.stride()
-        ):
-            factor = self.factor = torch.empty_like(gradient).copy_(self.mask)
-        return factor
-
     def set_mask_(self, mask: Tensor) -> None:
         """Overwrite in place, so that captured CUDA graphs and callers see the new mask."""
         self.mask.copy_(mask)
-        if self.factor is not None:
-            self.factor.copy_(mask)
+        self.nonzeros = int(torch.count_nonzero(self.mask))
 
     def clear_(self, optimizer: Optimizer, away: Tensor) -> None:
         """Zero the weight and all its optimizer state where the boolean ``away`` is True."""
@@ -73,21 +61,28 @@ class MaskedLayer:
         not it was dropped in between; every other one becomes zero.
         """
         away = ~(mask & self.mask)
-        grown = (mask & away).sum()
+        grown = torch.count_nonzero(mask & away)
         self.clear_(optimizer, away)
         self.set_mask_(mask)
         return grown
 
 
 def mask_gradients_(layers: Sequence[MaskedLayer]) -> None:
-    """Zero the gradients of inactive weights in place, all layers at once."""
-    gradients, factors = [], []
+    """Zero the gradients of inactive weights in place, infinities and NaN included.
+
+    The bits of the gradients, read as integers, are multiplied by the boolean masks: as fast
+    as multiplying floats, where an infinity times zero would be NaN, and with no copy of the
+    masks in the gradient's dtype.
+    """
+    bits, masks = [], []
     for layer in layers:
         if layer.weight.grad is not None:
-            gradients.append(layer.weight.grad)
-            factors.append(layer.factor_for(layer.weight.grad))
-    if gradients:
-        torch._foreach_mul_(gradients, factors)
+            layer.follow_weight()
+            gradient = layer.weight.grad
+            bits.append(gradient.view(INTEGERS[gradient.element_size()]))
+            masks.append(layer.mask)
+    if bits:
+        torch._foreach_mul_(bits, masks)
 
 
 def gradients_finite(optimizer: Optimizer) -> bool:

@@ -15,7 +15,8 @@ class UpdateSchedule:
     """A topology update every ``interval`` optimizer steps until a last step.
 
     The drop fraction falls by the cosine alpha / 2 * (1 + cos(pi * t / T_end))
-    (Evci et al. 2020, RigL, equation 1).
+    (Evci et al. 2020, RigL, equation 1). Pruning leaves the share (1 - t / T_end)^3 of the
+    surplus (Zhu and Gupta 2017, equation 1).
 
     Attributes:
         interval: optimizer steps between two updates (dT).
@@ -23,6 +24,7 @@ class UpdateSchedule:
         stop: share of ``total_steps`` after which the topology stands still.
         total_steps: optimizer steps of the whole run; None keeps the drop fraction
             constant and never stops.
+        cosine_steps: steps after which the drop fraction has fallen to zero; None for T_end.
 
     Raises:
         UsageError: a value out of range.
@@ -32,6 +34,7 @@ class UpdateSchedule:
     drop_fraction: float = 0.3
     stop: float = 0.7
     total_steps: int | None = None
+    cosine_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -45,6 +48,8 @@ class UpdateSchedule:
             raise UsageError(f"stop is a share of total_steps within 0..1, not {self.stop}")
         if self.total_steps is not None and self.total_steps < 1:
             raise UsageError(f"total_steps must be at least 1, not {self.total_steps}")
+        if self.cosine_steps is not None and self.cosine_steps < 1:
+            raise UsageError(f"cosine_steps must be at least 1, not {self.cosine_steps}")
 
     @property
     def end(self) -> float:
@@ -59,8 +64,15 @@ class UpdateSchedule:
 
     def fraction(self, step: int) -> float:
         """Share of a layer's connections to replace after ``step`` optimizer steps."""
+        end = self.end if self.cosine_steps is None else self.cosine_steps
+        if step >= min(end, self.end):
+            return 0.0
+        if end == math.inf:
+            return self.drop_fraction
+        return self.drop_fraction / 2 * (1 + math.cos(math.pi * step / end))
+
+    def surplus(self, step: int) -> float:
+        """Share of the connections to prune that is left after ``step`` optimizer steps."""
         if step >= self.end:
             return 0.0
-        if self.total_steps is None:
-            return self.drop_fraction
-        return self.drop_fraction / 2 * (1 + math.cos(math.pi * step / self.end))
+        return float((1 - step / self.end) ** 3)

@@ -13,23 +13,24 @@ from torch.optim import Optimizer
 
 from moon.errors import UsageError
 from moon.trainer import checks
+from moon.trainer.budget import share_out
 from moon.trainer.masked import MaskedLayer, gradients_finite, mask_gradients_
 from moon.trainer.rules import make_rule, rule_names
 from moon.trainer.schedule import UpdateSchedule
+from moon.trainer.structure import parse_structure
 from moon.trainer.topology import (
     Topology,
-    counts,
-    densities,
+    bernoulli_mask,
     find_layers,
+    full_mask,
     generator,
     magnitude_mask,
     random_mask,
 )
 
-__all__ = ["INITS", "STRUCTURES", "Sparsifier"]
+__all__ = ["INITS", "Sparsifier"]
 
-STRUCTURES = ("unstructured",)
-INITS = ("random", "magnitude")
+INITS = ("random", "magnitude", "bernoulli")
 STATE_VERSION = 1
 
 _attached: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -65,29 +66,43 @@ class Sparsifier:
     update to the next step. A step that GradScaler skips is not counted, except with a fused
     optimizer, whose step is called all the same. The model and its state dict gain nothing.
 
+    Gradual magnitude pruning (``gmp``) starts dense instead, and drops the smallest weights
+    every ``interval`` steps, and once more at T_end = ``stop`` * ``total_steps``, so that the
+    share (1 - t / T_end)^3 of what is to go is left. It reads no gradient, so nothing
+    postpones it. Bounds per group (N:M, fan-in) hold from its last update on.
+
     Args:
         model: any module with Conv or Linear layers; may be compiled or wrapped in DDP.
         optimizer: a torch optimizer over the model's weights.
         density: nonzeros over all Conv and Linear weights, in (0, 1]; 1 masks nothing.
-        rule: ``rigl``, ``set``, ``static`` or ``dense`` (which needs density 1).
+        rule: ``rigl``, ``set``, ``static``, ``gmp`` or ``dense`` (which needs density 1).
         distribution: ``erk``, ``er`` or ``uniform``.
-        structure: ``unstructured``.
+        structure: ``unstructured``; ``N:M`` such as ``2:4``, at most N connections among M
+            consecutive input channels; ``block4x1``, blocks of 4 output channels; ``fan-in``,
+            as many connections in every output channel. A density of just N/M fills every
+            group of N:M, and layers kept dense come on top; any lower one is met as a total,
+            dense layers included, under the bound of N a group.
         total_steps: optimizer steps of the run; None updates with a constant drop fraction
-            until ``freeze()``.
+            until ``freeze()``, which ``gmp`` cannot.
         interval: optimizer steps between updates.
-        drop_fraction: share of a layer's connections replaced at first.
+        drop_fraction: share of a layer's connections replaced at first; ``gmp`` has none.
         stop: share of ``total_steps`` after which the topology stands still.
         dense: layers kept dense: module or weight names, ``stem``, ``head``.
         seed: all random draws depend on (seed, step, layer) only.
         exclude_dropped: connections dropped by an update cannot regrow in it.
-        init: first masks: ``random``, or ``magnitude`` to keep a trained model's largest.
+        init: first masks: ``random``; ``magnitude`` to keep a trained model's largest;
+            ``bernoulli`` to draw each connection by itself, so that a layer's number of them
+            varies and then stays; ``gmp`` starts dense.
+        cosine_steps: steps after which the drop fraction has fallen to zero; None for as long
+            as the topology is updated.
         sparse_depthwise: also sparsify depth-wise convolutions.
 
     Raises:
         UsageError: a bad argument, or a sparse weight the optimizer does not train.
         TrainingError: optimizer state of unknown meaning.
 
-    Source: Evci et al. 2020 (RigL), Mocanu et al. 2018 (SET).
+    Source: Evci et al. 2020 (RigL), Mocanu et al. 2018 (SET), Zhu and Gupta 2017 (GMP),
+    Mishra et al. 2021 (2:4), Lasby et al. 2023 (constant fan-in).
     """
 
     def __init__(
@@ -107,30 +122,37 @@ class Sparsifier:
         seed: int = 0,
         exclude_dropped: bool = False,
         init: str = "random",
+        cosine_steps: int | None = None,
         sparse_depthwise: bool = False,
     ) -> None:
-        checks.check_choice("structure", structure, STRUCTURES)
         checks.check_choice("rule", rule, rule_names())
         checks.check_choice("init", init, INITS)
         checks.check_rule(rule, density)
+        checks.check_pruning(rule, total_steps)
+        checks.check_bernoulli(init, rule, structure)
         checks.check_optimizer(optimizer)
         self.optimizer = optimizer
+        self.structure = parse_structure("unstructured" if rule == "dense" else structure)
         self.rule = make_rule(
             "static" if rule == "dense" else rule, exclude_dropped=exclude_dropped
         )
         self.schedule = UpdateSchedule(
-            interval=interval, drop_fraction=drop_fraction, stop=stop, total_steps=total_steps
+            interval=interval,
+            drop_fraction=drop_fraction,
+            stop=stop,
+            total_steps=total_steps,
+            cosine_steps=cosine_steps,
         )
         self._course = _Course(seed=seed)
         self._grown = torch.zeros((), dtype=torch.int64)
         self._checked = False
         layers = find_layers(model, dense=dense, sparse_depthwise=sparse_depthwise)
         self._sizes = {layer.name: layer.size for layer in layers}
-        self._nonzeros = counts(layers, densities(layers, density, distribution))
+        self._targets = share_out(layers, density, distribution, self.structure)
         self._layers = [
             self._masked(layer.name, layer.weight, init)
             for layer in layers
-            if self._nonzeros[layer.name] < layer.size
+            if self._targets[layer.name] < layer.size
         ]
         checks.check_trained(self._layers, optimizer)
         checks.check_slots(self._layers, optimizer)
@@ -138,12 +160,18 @@ class Sparsifier:
         self.apply_masks()
 
     def _masked(self, name: str, weight: nn.Parameter, init: str) -> MaskedLayer:
-        nonzeros = self._nonzeros[name]
-        if init == "magnitude":
-            mask = magnitude_mask(weight, nonzeros)
+        target = nonzeros = self._targets[name]
+        if self.rule.prunes:
+            mask, nonzeros = full_mask(weight), weight.numel()
+        elif init == "magnitude":
+            mask = magnitude_mask(weight, target, self.structure)
+        elif init == "bernoulli":
+            mask = bernoulli_mask(weight, target, generator(self._course.seed, 0, name))
+            target = nonzeros = self._targets[name] = int(mask.sum())
         else:
-            mask = random_mask(weight, nonzeros, generator(self._course.seed, 0, name))
-        return MaskedLayer(name=name, weight=weight, mask=mask, nonzeros=nonzeros)
+            draw = generator(self._course.seed, 0, name)
+            mask = random_mask(weight, target, draw, self.structure)
+        return MaskedLayer(name=name, weight=weight, mask=mask, target=target, nonzeros=nonzeros)
 
     # ------------------------------------------------------------------ reading
 
@@ -154,18 +182,23 @@ class Sparsifier:
 
     @property
     def densities(self) -> dict[str, float]:
-        """Density of every Conv and Linear weight by name, dense layers included."""
-        return {name: self._nonzeros[name] / size for name, size in self._sizes.items()}
+        """Density of every Conv and Linear weight by name now, dense layers included."""
+        return {name: count / self._sizes[name] for name, count in self.nonzeros.items()}
 
     @property
     def density(self) -> float:
-        """Nonzeros of all Conv and Linear weights over their number."""
-        return sum(self._nonzeros.values()) / sum(self._sizes.values())
+        """Nonzeros of all Conv and Linear weights over their number, now."""
+        return sum(self.nonzeros.values()) / sum(self._sizes.values())
 
     @property
     def nonzeros(self) -> dict[str, int]:
-        """Connections of every Conv and Linear weight by name; constant."""
-        return dict(self._nonzeros)
+        """Connections of every Conv and Linear weight by name now; constant but for ``gmp``."""
+        return self._targets | {layer.name: layer.nonzeros for layer in self._layers}
+
+    @property
+    def targets(self) -> dict[str, int]:
+        """Connections of every Conv and Linear weight by name when the topology is final."""
+        return dict(self._targets)
 
     @property
     def step_count(self) -> int:
@@ -180,7 +213,7 @@ class Sparsifier:
     @property
     def turnover(self) -> float:
         """Connections grown so far over the number of connections of the sparse layers."""
-        total = sum(layer.nonzeros for layer in self._layers)
+        total = sum(layer.target for layer in self._layers)
         return int(self._grown) / total if total else 0.0
 
     @property
@@ -188,28 +221,37 @@ class Sparsifier:
         """Whether the topology has reached its final form."""
         course = self._course
         still = not self.rule.updates or not self._layers
-        return still or course.frozen or course.step >= self.schedule.end
+        over = course.frozen or (course.step >= self.schedule.end and not self._surplus)
+        return still or over
 
     @property
     def update_due(self) -> bool:
         """Whether the next optimizer step updates the topology."""
         course = self._course
-        due = course.pending or self.schedule.due(course.step)
+        last = course.step >= self.schedule.end and self._surplus
+        due = course.pending or self.schedule.due(course.step) or last
         return due and course.updated_at != course.step and not self.frozen
 
     @property
-    def buffers(self) -> tuple[Tensor, ...]:
-        """What masking a gradient reads, so far: a captured CUDA graph holds on to these.
+    def _surplus(self) -> bool:
+        return any(layer.nonzeros > layer.target for layer in self._layers)
 
-        They are changed in place; others take their place only when a gradient changes its
-        dtype or memory layout, and a graph captured before must then not be replayed.
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """What masking a gradient reads: a captured CUDA graph holds on to these.
+
+        They are changed in place; others take their place only when the model changes its
+        device, and a graph captured before must then not be replayed.
         """
-        return tuple(layer.factor for layer in self._layers if layer.factor is not None)
+        return tuple(layer.mask for layer in self._layers)
 
     # ------------------------------------------------------------------ acting
 
+    @torch.no_grad()
     def freeze(self) -> None:
-        """Keep the topology as it is from now on."""
+        """Keep the topology as it is from now on; ``gmp`` prunes what is left to prune first."""
+        if self._surplus:
+            self._evolve(0.0)
         self._course.frozen = True
 
     def advance(self, steps: int = 1) -> None:
@@ -248,11 +290,14 @@ class Sparsifier:
         _attached.discard(self.optimizer)
 
     def _update(self) -> None:
+        course, prunes = self._course, self.rule.prunes
+        course.pending = not prunes and not gradients_finite(self.optimizer)
+        if not course.pending:
+            schedule = self.schedule
+            self._evolve((schedule.surplus if prunes else schedule.fraction)(course.step))
+
+    def _evolve(self, fraction: float) -> None:
         course = self._course
-        course.pending = not gradients_finite(self.optimizer)
-        if course.pending:
-            return
-        fraction = self.schedule.fraction(course.step)
         for layer in self._layers:
             gradient = layer.weight.grad
             if gradient is None and self.rule.needs_gradient:
@@ -262,9 +307,10 @@ class Sparsifier:
                 layer.mask,
                 layer.weight,
                 layer.weight if gradient is None else gradient,
-                nonzeros=layer.nonzeros,
+                nonzeros=layer.target,
                 fraction=fraction,
                 draw=generator(course.seed, course.step, layer.name, layer.weight.device),
+                structure=self.structure,
             )
             grown = layer.replace_(self.optimizer, mask)
             self._grown = self._grown.to(grown.device) + grown
@@ -316,6 +362,7 @@ class Sparsifier:
         return {
             "version": STATE_VERSION,
             "rule": self.rule.name,
+            "structure": self.structure.name,
             **asdict(self._course),
             "masks": {layer.name: layer.mask.clone() for layer in self._layers},
         }
@@ -329,10 +376,10 @@ class Sparsifier:
         are set to zero, here and again at the first step.
 
         Raises:
-            TrainingError: the state is of another version, rule, model or density; nothing
-                has been changed then.
+            TrainingError: the state is of another version, rule, structure, model or density;
+                nothing has been changed then.
         """
-        checks.check_saved(state, STATE_VERSION, self.rule.name, self._layers)
+        checks.check_saved(state, STATE_VERSION, self.rule, self.structure, self._layers)
         for layer in self._layers:
             layer.follow_weight()
             layer.set_mask_(state["masks"][layer.name])

@@ -1,4 +1,4 @@
-"""Which weights of a network are sparse, how dense each layer is, and the first masks.
+"""Which weights of a network are sparse, and their first masks.
 
 A topology is a mapping from a layer's weight name (its key in ``model.state_dict()``)
 to a boolean mask of the weight's shape and memory layout, True where a connection exists.
@@ -8,34 +8,33 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from moon.errors import UsageError
+from moon.trainer.selection import strongest
+from moon.trainer.structure import UNSTRUCTURED, Structure
 
 __all__ = [
-    "DISTRIBUTIONS",
     "HEAD",
     "STEM",
     "Layer",
     "Topology",
-    "counts",
-    "densities",
+    "bernoulli_mask",
     "find_layers",
+    "full_mask",
     "generator",
     "magnitude_mask",
     "random_mask",
-    "top_mask",
     "unwrap",
 ]
 
 Topology = dict[str, Tensor]
 
-DISTRIBUTIONS = ("uniform", "er", "erk")
 STEM = "stem"
 HEAD = "head"
 
@@ -48,11 +47,15 @@ class Layer:
         name: key of the weight in the model's state dict, such as ``layer1.0.conv1.weight``.
         weight: the parameter itself.
         dense: True when the layer keeps all its connections.
+        groups: of a convolution.
+        transposed: True for a transposed convolution, whose weight has its inputs first.
     """
 
     name: str
     weight: nn.Parameter
     dense: bool
+    groups: int = 1
+    transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,6 +100,8 @@ def find_layers(
             name=name,
             weight=_plain_weight(name, module),
             dense=name in wanted or (_is_depthwise(module) and not sparse_depthwise),
+            groups=module.groups if isinstance(module, _ConvNd) else 1,
+            transposed=isinstance(module, _ConvTransposeNd),
         )
         for name, module in modules.items()
     )
@@ -159,110 +164,47 @@ def _dense_names(names: list[str], dense: Sequence[str]) -> set[str]:
     return {known[name] for name in dense}
 
 
-def densities(
-    layers: Sequence[Layer], density: float, distribution: str = "erk"
-) -> dict[str, float]:
-    """The density of every layer so that the whole has ``density``.
+def random_mask(
+    weight: Tensor, nonzeros: int, draw: torch.Generator, structure: Structure = UNSTRUCTURED
+) -> Tensor:
+    """A mask of exactly ``nonzeros`` positions drawn at random within the structure.
 
-    ``uniform`` gives all layers one density. ``er`` makes it proportional to
-    (n_in + n_out) / (n_in * n_out) and ``erk`` to sum(shape) / prod(shape), kernel
-    dimensions included (Mocanu et al. 2018; Evci et al. 2020, RigL, section 3).
-    A layer whose share exceeds 1 becomes dense and the rest is solved again.
-
-    Args:
-        layers: as found by ``find_layers``; dense ones count toward the total.
-        density: nonzeros of all layers over their weights, in (0, 1].
-
-    Returns:
-        Layer name to density in (0, 1].
-
-    Raises:
-        UsageError: density out of range, an unknown distribution, or dense layers that
-            alone hold more than ``density`` admits.
+    Without structure every choice of positions is equally likely; with one, units are
+    ranked by uniform numbers. Drawn on the CPU, so that the same seed gives the same mask on
+    any device; the mask has the weight's device and memory layout.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise UsageError(
-            f"unknown distribution {distribution!r}",
-            remedy=f"Use one of {', '.join(DISTRIBUTIONS)}",
-        )
-    if isinstance(density, bool) or not 0.0 < density <= 1.0:
-        raise UsageError(
-            f"density must be above 0 and at most 1, not {density}",
-            remedy="Density is the share of weights kept: a sparsity of 95% is density=0.05",
-        )
-    if density == 1.0:
-        return {layer.name: 1.0 for layer in layers}
-    return _solve(layers, density, distribution)
+    if structure == UNSTRUCTURED:
+        flat = torch.zeros(weight.numel(), dtype=torch.bool)
+        flat[torch.randperm(weight.numel(), generator=draw)[:nonzeros]] = True
+        return _like(weight, flat.view(weight.shape))
+    scores = torch.rand(weight.shape, generator=draw)
+    return _like(weight, strongest(scores, nonzeros, structure))
 
 
-def _solve(layers: Sequence[Layer], density: float, distribution: str) -> dict[str, float]:
-    budget = density * sum(layer.size for layer in layers)
-    full = {layer.name for layer in layers if layer.dense}
-    scores = {layer.name: _raw_score(layer.shape, distribution) for layer in layers}
-    while True:
-        rest = [layer for layer in layers if layer.name not in full]
-        left = budget - sum(layer.size for layer in layers if layer.name in full)
-        if not rest or left <= 0:
-            raise UsageError(
-                f"the layers kept dense alone hold more than the density {density} allows",
-                remedy="Keep fewer layers dense or raise the density",
-            )
-        epsilon = left / sum(scores[layer.name] * layer.size for layer in rest)
-        over = [layer.name for layer in rest if epsilon * scores[layer.name] > 1.0]
-        if not over:
-            return {
-                layer.name: 1.0 if layer.name in full else epsilon * scores[layer.name]
-                for layer in layers
-            }
-        full.update(over)
+def bernoulli_mask(weight: Tensor, expected: int, draw: torch.Generator) -> Tensor:
+    """A mask whose positions are each active with the probability expected / size.
 
-
-def _raw_score(shape: tuple[int, ...], distribution: str) -> float:
-    if distribution == "uniform":
-        return 1.0
-    dims = shape if distribution == "erk" else shape[:2]
-    size = 1
-    for extent in dims:
-        size *= extent
-    return sum(dims) / size
-
-
-def counts(layers: Sequence[Layer], density_of: Mapping[str, float]) -> dict[str, int]:
-    """Nonzeros of every layer: round(density * size), and at least one.
-
-    One connection is kept where rounding leaves none, because an empty layer cuts the
-    network in two.
+    Drawn on the CPU like ``random_mask``. At least one position is active.
     """
-    return {layer.name: max(1, round(density_of[layer.name] * layer.size)) for layer in layers}
+    flat = torch.rand(weight.numel(), generator=draw) < expected / weight.numel()
+    if not bool(flat.any()):
+        flat[0] = True
+    return _like(weight, flat.view(weight.shape))
 
 
-def random_mask(weight: Tensor, nonzeros: int, draw: torch.Generator) -> Tensor:
-    """A mask of exactly ``nonzeros`` positions drawn uniformly without replacement.
-
-    Drawn on the CPU, so that the same seed gives the same mask on any device; the mask
-    has the weight's device and memory layout.
-    """
-    flat = torch.zeros(weight.numel(), dtype=torch.bool)
-    flat[torch.randperm(weight.numel(), generator=draw)[:nonzeros]] = True
-    return _like(weight, flat)
+def magnitude_mask(weight: Tensor, nonzeros: int, structure: Structure = UNSTRUCTURED) -> Tensor:
+    """The mask that keeps the largest absolute weights the structure admits."""
+    return _like(weight, strongest(weight.detach().abs(), nonzeros, structure))
 
 
-def magnitude_mask(weight: Tensor, nonzeros: int) -> Tensor:
-    """A mask of the ``nonzeros`` largest absolute weights, exactly that many."""
-    return _like(weight, top_mask(weight.detach().abs().flatten(), nonzeros))
+def full_mask(weight: Tensor) -> Tensor:
+    """A mask of all positions."""
+    return _like(weight, torch.ones((), dtype=torch.bool))
 
 
-def top_mask(scores: Tensor, k: int) -> Tensor:
-    """Boolean [n], True at the k largest of ``scores`` [n]: exactly k of them, ties or not."""
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    if k > 0:
-        chosen[torch.topk(scores, k, sorted=False).indices] = True
-    return chosen
-
-
-def _like(weight: Tensor, flat: Tensor) -> Tensor:
+def _like(weight: Tensor, values: Tensor) -> Tensor:
     mask = torch.empty_like(weight, dtype=torch.bool, requires_grad=False)
-    return mask.copy_(flat.view(weight.shape))
+    return mask.copy_(values)
 
 
 def generator(

@@ -157,5 +157,5 @@ def test_scores_are_ranked_logically_in_any_memory_layout() -> None:
 def test_rules_by_name() -> None:
     assert isinstance(make_rule("rigl"), RigL)
     assert isinstance(make_rule("static"), Static) and not make_rule("static").updates
-    with pytest.raises(UsageError, match=r"unknown rule 'gmp'.*dense, static, set, rigl"):
-        make_rule("gmp")
+    with pytest.raises(UsageError, match=r"unknown rule 'dsr'.*dense, static, set, rigl, gmp"):
+        make_rule("dsr")

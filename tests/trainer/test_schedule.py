@@ -24,6 +24,19 @@ def test_the_fraction_falls_by_the_cosine() -> None:
     assert schedule.fraction(900) == schedule.fraction(5000) == 0.0
 
 
+def test_the_surplus_falls_by_the_cube() -> None:
+    schedule = UpdateSchedule(stop=0.75, total_steps=1200)
+    assert [schedule.surplus(step) for step in (0, 300, 450, 899, 900, 5000)] == [
+        1.0,
+        pytest.approx(8 / 27),
+        0.125,
+        pytest.approx(900**-3),
+        0.0,
+        0.0,
+    ]
+    assert UpdateSchedule(stop=0.0, total_steps=9).surplus(0) == 0.0
+
+
 def test_without_an_end_the_fraction_is_constant() -> None:
     schedule = UpdateSchedule(interval=10)
     assert [schedule.fraction(step) for step in (10, 10**9)] == [0.3, 0.3]
@@ -42,3 +55,14 @@ def test_without_an_end_the_fraction_is_constant() -> None:
 def test_values_out_of_range(values: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         UpdateSchedule(**values)  # type: ignore[arg-type]
+
+
+def test_a_cosine_that_ends_before_the_updates_do() -> None:
+    schedule = UpdateSchedule(interval=80, total_steps=39_100, cosine_steps=100)
+    # 0.3 / 2 * (1 + cos(0.8 pi)): next to nothing is left at the first update.
+    assert schedule.fraction(80) == pytest.approx(0.15 * (1 - 0.809017), rel=1e-4)
+    assert schedule.fraction(160) == 0.0
+    assert schedule.due(160)
+    assert UpdateSchedule(cosine_steps=100).fraction(50) == pytest.approx(0.15)
+    with pytest.raises(UsageError, match="cosine_steps must be at least 1"):
+        UpdateSchedule(cosine_steps=0)

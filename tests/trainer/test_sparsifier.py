@@ -53,7 +53,7 @@ def test_magnitude_masks_keep_a_trained_models_largest_weights() -> None:
     [
         ({"density": 0.0}, "density must be above 0"),
         ({"rule": "rigel"}, r"unknown rule 'rigel'.*dense, static, set, rigl"),
-        ({"structure": "2:4"}, r"unknown structure '2:4'.*unstructured"),
+        ({"structure": "4:2"}, r"unknown structure '4:2'.*unstructured"),
         ({"init": "ones"}, r"unknown init 'ones'"),
         ({"distribution": "erdos"}, "unknown distribution"),
         ({"dense": ("conv9",)}, "the layer 'conv9'"),
@@ -282,3 +282,23 @@ def test_clipping_sees_only_active_gradients() -> None:
     kept = [p.grad.detach().clone() for p in model.parameters() if p.grad is not None]
     optimizer.step()
     assert equal(kept, [p.grad for p in model.parameters() if p.grad is not None])
+
+
+def test_bernoulli_masks_vary_in_number_and_then_stay() -> None:
+    counts = set()
+    for seed in range(5):
+        model, optimizer, sparsifier = make(init="bernoulli", seed=seed, density=0.2)
+        first = sparsifier.nonzeros
+        counts.add(tuple(first.values()))
+        assert sum(first.values()) == pytest.approx(0.2 * 6252, rel=0.15)
+        assert sparsifier.targets == first
+        train(model, optimizer, range(12))
+        assert sparsifier.update_count == 2
+        assert {n: int(m.sum()) for n, m in sparsifier.masks.items()} == {
+            n: first[n] for n in sparsifier.masks
+        }
+    assert len(counts) == 5
+    with pytest.raises(UsageError, match="structure fan-in does not do"):
+        make(init="bernoulli", structure="fan-in")
+    with pytest.raises(UsageError, match="rule gmp does not do"):
+        make(init="bernoulli", rule="gmp")

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from moon.trainer.batches import RawBatch
-from moon.trainer.loss import UnknownAwareLoss
-from moon.trainer.objective import Criterion
+from moon.trainer.objective import Objective
 from moon.trainer.sparsifier import Sparsifier
 from moon.trainer.step import WARM_UP, Step, Tally, _Graph
+
+from .recipes_small import tiny_recipe
 
 CPU = torch.device("cpu")
 
@@ -45,10 +47,10 @@ def test_a_step_is_the_textbook_one_at_the_rate_given() -> None:
     x, y = _prepare(batch), batch.labels
     reference = nn.Linear(12, 3)
     reference.load_state_dict(model.state_dict())
-    for rate, scale in ((0.1, 1.0), (0.01, 0.5)):
-        step(batch, rate, scale)
+    for rate, share in ((0.1, 1.0), (0.01, 0.5)):
+        step(replace(batch, share=share), rate, step=0, number=0)
         reference.zero_grad()
-        (nn.functional.cross_entropy(reference(x), y) * scale).backward()
+        (nn.functional.cross_entropy(reference(x), y) * share).backward()
         with torch.no_grad():
             for parameter in reference.parameters():
                 assert parameter.grad is not None
@@ -56,28 +58,28 @@ def test_a_step_is_the_textbook_one_at_the_rate_given() -> None:
         assert torch.allclose(model.weight, reference.weight, atol=1e-6)
 
 
-def test_the_scale_is_not_in_the_sums() -> None:
+def test_the_share_is_not_in_the_sums() -> None:
     _, step, batch = _parts()
     x, y = _prepare(batch), batch.labels
     expected = nn.functional.cross_entropy(step._model(x), y).detach()
-    step(batch, 0.1, 0.25)
+    step(replace(batch, share=0.25), 0.1, step=0, number=0)
     assert step._tally.sums().loss == pytest.approx(float(expected) * len(y), rel=1e-5)
 
 
 def test_the_branch_names_the_path_of_the_loss() -> None:
-    loss = UnknownAwareLoss(total_epochs=10, warmup_epochs=2)
+    moon = _objective(nn.Linear(12, 3), "moon.warmup_epochs=2")
     branches: list[Hashable] = []
-    loss(torch.zeros(2, 3), torch.tensor([0, 1]))
     for epoch in range(1, 5):
-        loss.start_epoch(epoch)
-        branches.append(Criterion(loss).branch)
+        moon.start_epoch(epoch, [4])
+        branches.append(moon.branch)
+        moon(nn.Linear(12, 3), torch.zeros(4, 12), torch.tensor([0, 1, 0, 1]))
     warming, tuned = branches[0], branches[2]
     assert branches == [warming, warming, tuned, tuned] and warming != tuned
-    plain = UnknownAwareLoss(enabled=False)
+    plain = _objective(nn.Linear(12, 3), "moon.enabled=false")
     seen = set()
-    for epoch in (1, 6, 100):
-        plain.start_epoch(epoch)
-        seen.add(Criterion(plain).branch)
+    for epoch in (1, 4, 6):
+        plain.start_epoch(epoch, [4])
+        seen.add(plain.branch)
     assert len(seen) == 1 and seen.isdisjoint({warming, tuned})
 
 
@@ -95,7 +97,7 @@ def test_raw_batches_are_copied_in_place() -> None:
 def test_graphs_are_for_cuda_only() -> None:
     _, step, batch = _parts()
     for _ in range(2 * WARM_UP):
-        assert step._graph(batch, 1.0) is None
+        assert step._graph(batch) is None
 
 
 def test_replays_with_updates_between_equal_the_eager_path(
@@ -125,7 +127,7 @@ def test_replays_with_updates_between_equal_the_eager_path(
         model, step, _ = _parts(density=0.5)
         step._graphs = graphs
         for number in range(30):
-            step(_batch(number), 0.1)
+            step(_batch(number), 0.1, step=number, number=number)
         sparsifier = step._sparsifier
         assert (sparsifier.step_count, sparsifier.update_count) == (30, 4)
         results.append((step._tally.sums(), model.weight.detach().clone()))
@@ -144,8 +146,8 @@ def test_a_failed_capture_is_said_once_and_training_goes_on(
     _, step, batch = _parts()
     said: list[str] = []
     step._graphs, step._say = True, said.append
-    for _ in range(10):
-        step(batch, 0.1)
+    for number in range(10):
+        step(batch, 0.1, step=number, number=number)
     assert step._sparsifier.step_count == 10
     assert said == [
         "training without CUDA graphs: the step could not be captured: "
@@ -162,7 +164,7 @@ def test_graphs_and_the_eager_path_give_the_same_bits() -> None:
         found = []
         for number in range(30):
             step._tally.reset()
-            step(_batch(number, device), 0.1)
+            step(_batch(number, device), 0.1, step=number, number=number)
             found.append(step._tally.sums().loss)
         assert bool(step._captured) is graphs, "the step was not captured"
         losses[graphs], weights[graphs] = found, model.weight.detach().clone()
@@ -184,6 +186,12 @@ def _batch(seed: int = 0, device: torch.device = CPU) -> RawBatch:
     )
 
 
+def _objective(model: nn.Module, *settings: str, device: torch.device = CPU) -> Objective:
+    recipe = tiny_recipe(*settings)
+    unknown = 2 if recipe.unknown else None
+    return Objective(recipe, model, known=2, unknown_index=unknown, device=device)
+
+
 def _parts(
     *, lr: float = 0.1, device: torch.device = CPU, graphs: bool = True, density: float = 1.0
 ) -> tuple[nn.Linear, Step, RawBatch]:
@@ -195,7 +203,7 @@ def _parts(
     sparsifier = Sparsifier(
         model, optimizer, density=density, rule="rigl", interval=5, total_steps=40, stop=0.6
     )
-    objective = Criterion(UnknownAwareLoss(enabled=False).to(device))
+    objective = _objective(model, "moon.enabled=false", device=device)
     tally = Tally(3, None, device)
     step = Step(model, optimizer, sparsifier, objective, tally, _prepare, device, graphs=graphs)
     return model, step, _batch(device=device)

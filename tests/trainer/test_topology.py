@@ -11,10 +11,9 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18, resnet50
 
 from moon.errors import UsageError
+from moon.trainer.budget import counts, densities
 from moon.trainer.topology import (
     Layer,
-    counts,
-    densities,
     find_layers,
     generator,
     magnitude_mask,
