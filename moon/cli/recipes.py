@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["recipes"]
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +15,7 @@ from moon.cli.options import AsJson, Debug
 from moon.cli.text import grid, percent
 
 _FEW = 40
+_OTHERS = ("logitnorm", "mixup", "dac", "vos", "cigl", "temperature")
 
 
 def recipes(
@@ -51,7 +52,7 @@ def recipes(
 
 def _show_each(chosen: Sequence[Any]) -> None:
     figures = ("sparsity", "epochs", "batch", "lr")
-    table = grid("recipe", "rule", *figures, "MOON", right=figures)
+    table = grid("recipe", "rule", *figures, "method", right=figures)
     for recipe in chosen:
         table.add_row(
             escape(recipe.name),
@@ -60,18 +61,23 @@ def _show_each(chosen: Sequence[Any]) -> None:
             str(recipe.epochs),
             str(recipe.batch_size),
             f"{recipe.lr:g}",
-            _moon(recipe.moon),
+            _method(recipe),
         )
     output().print(table)
     output().print(f"\nOne in full: moon recipes {chosen[0].name}")
 
 
+def _method(recipe: Any) -> str:
+    others = [name for name in _OTHERS if getattr(recipe, name)]
+    if recipe.compat:
+        others.append(f"compat {', '.join(recipe.compat)}")
+    return ", ".join([_moon(recipe.moon), *others] if recipe.moon.enabled else others) or "plain"
+
+
 def _moon(moon: Any) -> str:
-    if not moon.enabled:
-        return "off"
     parts = {"loss": moon.loss, "auto w": moon.auto, "voting": moon.vote}
     missing = [f"no {part}" for part, on in parts.items() if not on]
-    return f"w_final {moon.w_final:g}" + "".join(f", {part}" for part in missing)
+    return f"MOON, w_final {moon.w_final:g}" + "".join(f", {part}" for part in missing)
 
 
 def _show_families(chosen: Sequence[Any]) -> None:
@@ -104,17 +110,10 @@ def _explain(console: Any, chosen: Sequence[Any]) -> None:
 
     rules = dict.fromkeys(recipe.rule for recipe in chosen)
     shares = sorted({round(100 * recipe.sparsity) for recipe in chosen if recipe.sparsity})
-    variants: Mapping[str, str] = {
-        "": "the baseline, without MOON",
-        "moon": "MOON: unknown class, its loss, voting",
-        "moon-nolm": "without the unknown-aware loss",
-        "moon-noat": "without the tuning of w",
-        "moon-novt": "without voting",
-    }
     console.print(f"RULE      {', '.join(rules)} (dense has no sparsity)")
     console.print(f"SPARSITY  {', '.join(str(share) for share in shares)} percent")
-    for index, variant in enumerate(VARIANTS):
+    for index, (name, variant) in enumerate(VARIANTS.items()):
         head = "VARIANT " if index == 0 else " " * 8
-        console.print(f"{head}  {variant or '(none)':10} {variants.get(variant, '')}")
+        console.print(f"{head}  {name or '(none)':14} {variant.says}")
     example = next((r.name for r in chosen if r.name.endswith("rigl95-moon")), chosen[0].name)
     console.print(f"\nNarrow it: moon recipes mnist cnn. One in full: moon recipes {example}")

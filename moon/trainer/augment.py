@@ -28,7 +28,7 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 
 # One stream of random numbers for each purpose, so that none depends on another's use.
-ORDER, AUGMENT, RESIZED_CROP, DROPOUT = range(4)
+ORDER, AUGMENT, RESIZED_CROP, DROPOUT, MIXUP = range(5)
 
 
 def generator(seed: int, epoch: int, purpose: int, item: int = 0) -> np.random.Generator:

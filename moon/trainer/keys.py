@@ -78,15 +78,24 @@ def to_dict(value: Any) -> dict[str, Any]:
 
 
 def dotted_keys(kind: type) -> Iterator[str]:
-    """Every key of a nested dataclass, in order: ``epochs``, ``moon.w_final``."""
+    """Every key of a nested dataclass, in order: ``epochs``, ``moon.w_final``.
+
+    A table that may be absent is a key as well, so that it can be set to ``none``.
+    """
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            yield from (f"{field.name}.{inner}" for inner in dotted_keys(hint))
-        else:
+        table = _table(hint)
+        if table is not hint:
             yield field.name
+        if table is not None:
+            yield from (f"{field.name}.{inner}" for inner in dotted_keys(table))
+
+
+def _table(hint: Any) -> type | None:
+    """The dataclass that an annotation admits, which may be one arm of an optional."""
+    arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return next((a for a in arms if isinstance(a, type) and dataclasses.is_dataclass(a)), None)
 
 
 def apply_overrides(kind: type, table: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def apply_overrides(kind: type, table: dict[str, Any], settings: Sequence[str]) 
         hint: Any = kind
         for name in path:
             target = target.setdefault(name, {})
-            hint = get_type_hints(hint)[name]
+            hint = _table(get_type_hints(hint)[name])
         value = _from_text(text.strip(), get_type_hints(hint)[last])
         if value is None:
             target.pop(last, None)

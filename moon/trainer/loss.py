@@ -35,6 +35,7 @@ class AutoWeight(nn.Module):
         init_factor: r.
         momentum: mu, in (0, 1].
         auto: False holds w at ``w_final`` from the start.
+        lag: epochs after the warm-up through which w stays at w_i.
 
     Raises:
         UsageError: a value out of range.
@@ -49,6 +50,7 @@ class AutoWeight(nn.Module):
         init_factor: float = 64.0,
         momentum: float = 0.05,
         auto: bool = True,
+        lag: int = 0,
     ) -> None:
         super().__init__()
         if auto and not 0 <= warmup_epochs < total_epochs:
@@ -68,6 +70,10 @@ class AutoWeight(nn.Module):
         self.init_factor = float(init_factor)
         self.momentum = float(momentum)
         self.auto = auto
+        self.lag = lag
+        # The coming batch's images over those of an equal share among the ranks: with it, the
+        # average over ranks of unequal batches is the moving average of the whole batches.
+        self.share = 1.0
         self.epoch = 0
         self.w_initial: float | None = None
         self.value = 0.0 if auto else self.w_final
@@ -105,18 +111,31 @@ class AutoWeight(nn.Module):
             return
         if self.w_initial is None:
             self.w_initial = self._rank_average() / self.init_factor
-        done = (epoch - self.warmup_epochs) / (self.total_epochs - self.warmup_epochs)
-        self._set(
-            self.w_final if done >= 1.0 else self.w_initial + done * (self.w_final - self.w_initial)
-        )
+        start = self.warmup_epochs + self.lag
+        if epoch >= self.total_epochs:
+            self._set(self.w_final)
+            return
+        done = max(0, epoch - start) / max(1, self.total_epochs - start)
+        self._set(self.w_initial + done * (self.w_final - self.w_initial))
 
     @torch.no_grad()
     def observe(self, loss_N: Tensor, p_unknown_N: Tensor) -> None:
         """Take a batch of the warm-up into the average; a batch that overflowed is left out."""
-        batch = ((1 - p_unknown_N) * loss_N).mean().to(self._average.dtype)
+        batch = self.share * ((1 - p_unknown_N) * loss_N).mean().to(self._average.dtype)
         old = torch.where(self._average.isnan(), batch, self._average)
         new = (1 - self.momentum) * old + self.momentum * batch
         self._average.copy_(torch.where(batch.isfinite(), new, self._average))
+
+    def average_ranks(self) -> None:
+        """Set e to its mean over the ranks, a collective: then any rank's state is that of all.
+
+        The mean moves on as it would have, being linear in each rank's e.
+        """
+        if not self.warming_up:
+            return
+        mean = self._rank_average()
+        if mean != 0.0:  # Nothing was observed yet.
+            self._average.fill_(mean)
 
     def _set(self, value: float) -> None:
         self.value = value

@@ -11,29 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from moon.data.preprocess import Preprocess
-from moon.errors import RecipeError
+from moon.errors import RecipeError, UsageError
 from moon.files import canonical_json
 from moon.trainer.keys import apply_overrides, parse_toml, read, to_dict
+from moon.trainer.methods import CigLRecipe, DacRecipe, LogitNormRecipe, MixupRecipe, VosRecipe
+from moon.trainer.ranges import at_least, one_of, require
+from moon.trainer.structure import parse_structure
 
 __all__ = [
     "AUGMENTS",
+    "COMPAT",
     "DISTRIBUTIONS",
     "MOVING_RULES",
+    "OFFICIAL",
     "RULES",
     "SCHEDULES",
-    "STRUCTURES",
     "DataRecipe",
     "MoonRecipe",
     "Recipe",
     "UpdateRecipe",
 ]
 
-RULES = ("dense", "static", "set", "rigl")
-STRUCTURES = ("unstructured",)
+RULES = ("dense", "static", "set", "rigl", "gmp")
 DISTRIBUTIONS = ("uniform", "er", "erk")
 SCHEDULES = ("cosine", "moon")
 AUGMENTS = ("none", "crop", "crop-flip", "resized-crop")
-MOVING_RULES = ("set", "rigl")
+# Rules whose topology moves until ``update.stop``.
+MOVING_RULES = ("set", "rigl", "gmp")
+# Where the authors' published code differs from the paper.
+OFFICIAL = ("votes", "drop-schedule", "dropconnect", "bernoulli")
+COMPAT = ("official", *OFFICIAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +59,15 @@ class DataRecipe:
     augment: str = "none"
 
     def __post_init__(self) -> None:
-        _require(bool(self.train), "data.train is empty", "Name a SOURCE of labelled images")
-        _one_of("data.augment", self.augment, AUGMENTS)
+        require(bool(self.train), "data.train is empty", "Name a SOURCE of labelled images")
+        one_of("data.augment", self.augment, AUGMENTS)
         if isinstance(self.val, str):
-            _require(bool(self.val), "data.val is empty", "Name a SOURCE, a share or a count")
+            require(bool(self.val), "data.val is empty", "Name a SOURCE, a share or a count")
         elif isinstance(self.val, int):
-            _require(self.val >= 1, f"data.val is {self.val}", "Give a count of at least 1")
+            require(self.val >= 1, f"data.val is {self.val}", "Give a count of at least 1")
         else:
             good = math.isfinite(self.val) and 0 < self.val < 1
-            _require(good, f"data.val is {self.val}", "Give a share between 0 and 1, or a count")
+            require(good, f"data.val is {self.val}", "Give a share between 0 and 1, or a count")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +80,10 @@ class UpdateRecipe:
     stop: float = 0.7
 
     def __post_init__(self) -> None:
-        _at_least("update.interval", self.interval, 1)
+        at_least("update.interval", self.interval, 1)
         good = 0 < self.drop_fraction < 1
-        _require(good, f"update.drop_fraction is {self.drop_fraction}", "Give one within (0, 1)")
-        _require(0 < self.stop <= 1, f"update.stop is {self.stop}", "Give a share within (0, 1]")
+        require(good, f"update.drop_fraction is {self.drop_fraction}", "Give one within (0, 1)")
+        require(0 < self.stop <= 1, f"update.stop is {self.stop}", "Give a share within (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +107,12 @@ class MoonRecipe:
 
     def __post_init__(self) -> None:
         good = math.isfinite(self.w_final) and self.w_final >= 0
-        _require(good, f"moon.w_final is {self.w_final}", "Give a number of at least 0")
+        require(good, f"moon.w_final is {self.w_final}", "Give a number of at least 0")
         good = math.isfinite(self.init_factor) and self.init_factor > 0
-        _require(good, f"moon.init_factor is {self.init_factor}", "Give a number above 0")
+        require(good, f"moon.init_factor is {self.init_factor}", "Give a number above 0")
         for key in ("warmup_epochs", "vote_epochs"):
             if getattr(self, key) is not None:
-                _at_least(f"moon.{key}", getattr(self, key), 0)
+                at_least(f"moon.{key}", getattr(self, key), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,16 @@ class Recipe:
     ``schedule``: ``cosine`` takes the learning rate from ``lr`` to 1e-6; ``moon`` takes it
     from 1.2 to 0.08 times ``lr`` and then holds it over the voting epochs.
     ``dense`` names layers to leave dense (``stem``, ``head``, or a module's name).
+    ``structure`` says what connections live and die together, as of ``Sparsifier``.
+    ``temperature`` ends with temperature scaling: the head is divided by the T that fits
+    half of the held-out images best, and the other half stays for the calibration.
+    ``logitnorm``, ``mixup``, ``dac``, ``vos`` and ``cigl`` are methods to compare with; a
+    table that is there, if only as ``logitnorm.tau=0.04``, turns its method on.
+    ``compat`` names differences of the authors' published code to follow: ``votes`` (at
+    every step of the first tenth of a voting epoch), ``drop-schedule`` (the drop fraction's
+    cosine ends after as many steps as there are epochs), ``dropconnect`` (1% of the active
+    weights set aside at every step), ``bernoulli`` (a layer's first connections are drawn
+    one by one, so that their number varies), ``official`` for all of them.
 
     Raises:
         RecipeError: a value out of its range, or two that contradict each other.
@@ -139,21 +156,58 @@ class Recipe:
     data: DataRecipe
     update: UpdateRecipe = field(default_factory=UpdateRecipe)
     moon: MoonRecipe = field(default_factory=MoonRecipe)
+    temperature: bool = False
+    logitnorm: LogitNormRecipe | None = None
+    mixup: MixupRecipe | None = None
+    dac: DacRecipe | None = None
+    vos: VosRecipe | None = None
+    cigl: CigLRecipe | None = None
+    compat: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(bool(self.name.strip()), "name is empty", "Give the recipe a name")
-        _require(bool(self.model), "model is empty", "Name a model, such as cnn or resnet18")
-        _one_of("rule", self.rule, RULES)
-        _one_of("structure", self.structure, STRUCTURES)
-        _one_of("distribution", self.distribution, DISTRIBUTIONS)
-        _one_of("schedule", self.schedule, SCHEDULES)
+        require(bool(self.name.strip()), "name is empty", "Give the recipe a name")
+        require(bool(self.model), "model is empty", "Name a model, such as cnn or resnet18")
+        one_of("rule", self.rule, RULES)
+        self._check_structure()
+        one_of("distribution", self.distribution, DISTRIBUTIONS)
+        one_of("schedule", self.schedule, SCHEDULES)
         self._check_sparsity()
         self._check_optimizer()
+        self._check_methods()
         self._check_phases()
+
+    def _check_structure(self) -> None:
+        try:
+            parse_structure(self.structure)
+        except UsageError as error:
+            raise RecipeError(error.cause, remedy=error.remedy) from error
+
+    def _check_methods(self) -> None:
+        for name in self.compat:
+            one_of("compat", name, COMPAT)
+        drawn = self.follows("bernoulli") and self.rule != "dense"
+        plain = self.structure == "unstructured" and self.rule != "gmp"
+        require(
+            plain or not drawn,
+            "compat bernoulli needs the structure unstructured and a rule other than gmp",
+            "Name the other differences alone",
+        )
+        rivals = [name for name in ("dac", "vos") if getattr(self, name) is not None]
+        if self.moon.enabled and self.moon.loss:
+            rivals.append("moon")
+        require(
+            len(rivals) < 2,
+            f"{' and '.join(rivals)} each have a loss of their own",
+            f"Set {rivals[0] if rivals else ''}=none, or moon.loss=false",
+        )
+        alone = self.mixup is None or self.vos is None
+        require(alone, "vos needs images of one class, not mixup's", "Set mixup=none")
+        if self.rule == "dense" and self.cigl is not None:
+            raise RecipeError("cigl is for sparse training", remedy="Set rule and sparsity")
 
     def _check_sparsity(self) -> None:
         good = 0 <= self.sparsity < 1
-        _require(good, f"sparsity is {self.sparsity}", "Give the share of zeros, within [0, 1)")
+        require(good, f"sparsity is {self.sparsity}", "Give the share of zeros, within [0, 1)")
         if self.rule == "dense" and self.sparsity > 0:
             remedy = f"Set rule to one of {', '.join(RULES[1:])}, or sparsity=0"
             raise RecipeError(f"rule dense cannot have sparsity {self.sparsity}", remedy=remedy)
@@ -161,25 +215,27 @@ class Recipe:
             raise RecipeError(f"rule {self.rule} has sparsity 0", remedy="Set sparsity above 0")
 
     def _check_optimizer(self) -> None:
-        _at_least("epochs", self.epochs, 1)
-        _at_least("batch_size", self.batch_size, 2)
-        _at_least("seed", self.seed, 0)
+        at_least("epochs", self.epochs, 1)
+        at_least("batch_size", self.batch_size, 2)
+        at_least("seed", self.seed, 0)
         good = math.isfinite(self.lr) and self.lr > 0
-        _require(good, f"lr is {self.lr}", "Give a learning rate above 0")
-        _require(0 <= self.momentum < 1, f"momentum is {self.momentum}", "Give one within [0, 1)")
+        require(good, f"lr is {self.lr}", "Give a learning rate above 0")
+        require(0 <= self.momentum < 1, f"momentum is {self.momentum}", "Give one within [0, 1)")
         good = not (self.nesterov and self.momentum == 0)
-        _require(good, "nesterov needs a momentum above 0", "Set nesterov=false")
+        require(good, "nesterov needs a momentum above 0", "Set nesterov=false")
         good = math.isfinite(self.weight_decay) and self.weight_decay >= 0
-        _require(good, f"weight_decay is {self.weight_decay}", "Give a number of at least 0")
+        require(good, f"weight_decay is {self.weight_decay}", "Give a number of at least 0")
 
     def _check_phases(self) -> None:
         for key, value in (
-            ("warmup_epochs", self.moon.warmup_epochs),
-            ("vote_epochs", self.moon.vote_epochs),
+            ("moon.warmup_epochs", self.moon.warmup_epochs),
+            ("moon.vote_epochs", self.moon.vote_epochs),
+            ("dac.warmup_epochs", None if self.dac is None else self.dac_warmup_epochs),
+            ("vos.warmup_epochs", None if self.vos is None else self.vos_warmup_epochs),
         ):
             if value is not None and value >= self.epochs:
-                remedy = f"Set moon.{key} below epochs, or leave it out"
-                raise RecipeError(f"moon.{key} is {value} of {self.epochs} epochs", remedy=remedy)
+                remedy = f"Set {key} below epochs, or leave it out"
+                raise RecipeError(f"{key} is {value} of {self.epochs} epochs", remedy=remedy)
         frozen = (self.epochs - self.vote_epochs) / self.epochs
         if self.rule in MOVING_RULES and self.vote_epochs and self.update.stop > frozen:
             raise RecipeError(
@@ -196,6 +252,18 @@ class Recipe:
         return min(max(1, round(0.05 * self.epochs)), self.epochs - 1)
 
     @property
+    def dac_warmup_epochs(self) -> int:
+        """Epochs of plain cross-entropy before ``dac`` may abstain."""
+        given = None if self.dac is None else self.dac.warmup_epochs
+        return max(1, self.epochs // 5) if given is None else given
+
+    @property
+    def vos_warmup_epochs(self) -> int:
+        """Epochs before ``vos`` draws outliers."""
+        given = None if self.vos is None else self.vos.warmup_epochs
+        return 2 * self.epochs // 5 if given is None else given
+
+    @property
     def plateau_epochs(self) -> int:
         """Epochs at the end over which the ``moon`` schedule holds the learning rate."""
         if self.moon.vote_epochs is not None:
@@ -203,9 +271,23 @@ class Recipe:
         return self.epochs // 5
 
     @property
+    def votes(self) -> bool:
+        """Whether the last epochs' weights are averaged."""
+        return self.cigl is not None or (self.moon.enabled and self.moon.vote)
+
+    @property
     def vote_epochs(self) -> int:
         """Epochs at the end whose weights are averaged; 0 where nothing votes."""
-        return self.plateau_epochs if self.moon.enabled and self.moon.vote else 0
+        return self.plateau_epochs if self.votes else 0
+
+    @property
+    def unknown(self) -> bool:
+        """Whether there is an output for the unknown."""
+        return self.moon.enabled or self.dac is not None
+
+    def follows(self, difference: str) -> bool:
+        """Whether the run follows the authors' code in one of its differences."""
+        return difference in self.compat or (difference in OFFICIAL and "official" in self.compat)
 
     @property
     def hash(self) -> str:
@@ -256,16 +338,3 @@ class Recipe:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read {path}: {error}", remedy="Give a TOML file") from error
         return cls.from_toml(text, name=path.stem)
-
-
-def _require(good: bool, cause: str, remedy: str) -> None:
-    if not good:
-        raise RecipeError(cause, remedy=remedy)
-
-
-def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    _require(value in allowed, f"{key} is {value!r}", f"Give one of {', '.join(allowed)}")
-
-
-def _at_least(key: str, value: int, least: int) -> None:
-    _require(value >= least, f"{key} is {value}", f"Give a whole number of at least {least}")

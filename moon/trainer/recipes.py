@@ -4,25 +4,28 @@ A name is ``DATA-MODEL-RULE[SPARSITY][-VARIANT]``, such as ``cifar10-resnet18-ri
 the paper's settings (Lei et al., TMLR) for ResNet-18, ResNet-50 and WRN-28-10, and shorter
 runs of the small ``cnn`` that train on a CPU. No variant is the baseline without MOON;
 ``moon-nolm``, ``moon-noat`` and ``moon-novt`` take one of its three parts away: the
-unknown-aware loss, the tuning of w, the voting. They keep MOON's learning rates.
+unknown-aware loss, the tuning of w, the voting. They keep MOON's learning rates. The others
+are the methods the paper compares with.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from moon.data.preprocess import Preprocess
 from moon.errors import RecipeError
+from moon.trainer.methods import CigLRecipe, DacRecipe, LogitNormRecipe, MixupRecipe, VosRecipe
 from moon.trainer.recipe import DataRecipe, MoonRecipe, Recipe, UpdateRecipe
 
-__all__ = ["RECIPES", "SPARSITIES", "VARIANTS", "find_recipe"]
+__all__ = ["RECIPES", "SPARSITIES", "VARIANTS", "Variant", "find_recipe"]
 
 SPARSITIES = (50, 60, 70, 80, 90, 95, 99)
-SPARSE_RULES = ("static", "set", "rigl")
+SPARSE_RULES = ("static", "set", "rigl", "gmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,47 +90,106 @@ _BASES: dict[str, _Base] = {
     "imagenet-resnet50": _Base(data=_IMAGENET, w_final=0.001, batch_size=32, interval=400),
 }
 
-VARIANTS: Mapping[str, MoonRecipe] = MappingProxyType(
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What is done besides sparse training, and in a few words."""
+
+    says: str
+    moon: MoonRecipe = field(default_factory=MoonRecipe)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+_MOON = MoonRecipe(enabled=True)
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "": MoonRecipe(),
-        "moon": MoonRecipe(enabled=True),
-        "moon-nolm": MoonRecipe(enabled=True, loss=False),
-        "moon-noat": MoonRecipe(enabled=True, auto=False),
-        "moon-novt": MoonRecipe(enabled=True, vote=False),
+        "": Variant(says="the baseline, without MOON"),
+        "moon": Variant(says="MOON: unknown class, its loss, voting", moon=_MOON),
+        "moon-nolm": Variant(
+            says="without the unknown-aware loss", moon=replace(_MOON, loss=False)
+        ),
+        "moon-noat": Variant(says="without the tuning of w", moon=replace(_MOON, auto=False)),
+        "moon-novt": Variant(says="without voting", moon=replace(_MOON, vote=False)),
+        "moon-official": Variant(
+            says="as the authors' code differs", moon=_MOON, changes={"compat": ("official",)}
+        ),
+        "moon-logitnorm": Variant(
+            says="MOON on normalised logits", moon=_MOON, changes={"logitnorm": LogitNormRecipe()}
+        ),
+        "dac": Variant(says="deep abstaining classifier", changes={"dac": DacRecipe()}),
+        "logitnorm": Variant(says="LogitNorm", changes={"logitnorm": LogitNormRecipe()}),
+        "vos": Variant(says="virtual outlier synthesis", changes={"vos": VosRecipe()}),
+        "mixup": Variant(says="Mixup", changes={"mixup": MixupRecipe()}),
+        "cigl": Variant(
+            says="CigL: random masks and averaging (sparse only)", changes={"cigl": CigLRecipe()}
+        ),
+        "ts": Variant(says="temperature scaling", changes={"temperature": True}),
     }
 )
 
 
 def _recipe(stem: str, rule: str, percent: int, variant: str) -> Recipe:
     base = _BASES[stem]
-    moon = replace(VARIANTS[variant], w_final=base.w_final)
+    kind = VARIANTS[variant]
     tail = f"-{variant}" if variant else ""
+    averaged = kind.moon.enabled or "cigl" in kind.changes
     return Recipe(
         name=f"{stem}-{rule}{percent or ''}{tail}",
         model=stem.partition("-")[2],
         data=base.data,
         rule=rule,
         sparsity=percent / 100,
+        # As published 99% runs do, whose first convolution would have next to nothing left.
+        dense=("stem",) if percent == 99 else (),
         epochs=base.epochs,
         batch_size=base.batch_size,
         lr=base.lr,
-        schedule="moon" if moon.enabled else "cosine",
+        # The average wants a rate that stands still.
+        schedule="moon" if averaged else "cosine",
         update=UpdateRecipe(interval=base.interval),
-        moon=moon,
+        moon=replace(kind.moon, w_final=base.w_final),
+        **kind.changes,
     )
 
 
-def _generate() -> Iterator[Recipe]:
+def _keys() -> Iterator[tuple[str, str, int, str]]:
     for stem in _BASES:
-        for variant in ("", "moon"):
-            yield _recipe(stem, "dense", 0, variant)
+        for variant in VARIANTS:
+            if variant != "cigl":
+                yield stem, "dense", 0, variant
         for rule in SPARSE_RULES:
             for percent in SPARSITIES:
                 for variant in VARIANTS:
-                    yield _recipe(stem, rule, percent, variant)
+                    if (rule, variant) != ("gmp", "moon-official"):
+                        yield stem, rule, percent, variant
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _generate()})
+class _BuiltIns(Mapping[str, Recipe]):
+    """All recipes by name, each made when it is asked for."""
+
+    def __init__(self) -> None:
+        self._keys = {
+            f"{stem}-{rule}{percent or ''}{'-' if variant else ''}{variant}": (
+                stem,
+                rule,
+                percent,
+                variant,
+            )
+            for stem, rule, percent, variant in _keys()
+        }
+
+    def __getitem__(self, name: str) -> Recipe:
+        return _recipe(*self._keys[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+RECIPES: Mapping[str, Recipe] = _BuiltIns()
 
 
 def find_recipe(name: str) -> Recipe:

@@ -12,37 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moon.trainer.batches import RawBatch
+from moon.trainer.objective import Objective
 from moon.trainer.sparsifier import Sparsifier
 
-__all__ = ["Objective", "Step", "Sums", "Tally"]
+__all__ = ["Step", "Sums", "Tally"]
 
 # Eager steps before a capture: cuDNN, the optimizer and the autograd engine set themselves up.
 WARM_UP = 3
-
-
-class Objective(Protocol):
-    """What a step minimises.
-
-    ``branch`` names the Python path that a call takes: a captured graph serves one branch.
-    ``capturable`` is False where a call waits for the host or draws random numbers of its own.
-    """
-
-    @property
-    def branch(self) -> Hashable: ...
-
-    @property
-    def capturable(self) -> bool: ...
-
-    def __call__(self, model: nn.Module, x_BCHW: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss (0-d) and the logits [B, K] in float32, both part of the graph."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -129,16 +112,20 @@ class Step:
         self._captured: dict[Hashable, _Graph] = {}
         self._seen: dict[Hashable, int] = {}
 
-    def __call__(self, batch: RawBatch, rate: float, scale: float = 1.0) -> None:
+    def __call__(self, batch: RawBatch, rate: float, *, step: int, number: int) -> None:
         """One step of the optimizer at the learning rate ``rate``.
 
+        The loss is differentiated times ``batch.share``, and summed as it is.
+
         Args:
-            scale: multiplies the loss that is differentiated, not the one that is summed.
+            step: from 0, of the run.
+            number: from 0, of the epoch.
         """
         self._set_rate(rate)
-        graph = self._graph(batch, scale)
+        self._objective.start_step(step, number, batch.share)
+        graph = self._graph(batch)
         if graph is None:
-            self._compute(batch, scale)
+            self._compute(batch)
             return
         graph.batch.copy_(batch)
         graph.replay()
@@ -151,12 +138,13 @@ class Step:
             else:
                 group["lr"] = rate
 
-    def _compute(self, batch: RawBatch, scale: float) -> None:
+    def _compute(self, batch: RawBatch) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         x_BCHW = self._prepare(batch)
-        with self._autocast():
-            loss, logits_BK = self._objective(self._model, x_BCHW, batch.labels)
-        torch.autograd.backward(loss if scale == 1.0 else loss * scale)
+        with self._objective.during_step():
+            with self._autocast():
+                loss, logits_BK = self._objective(self._model, x_BCHW, batch.labels)
+            torch.autograd.backward(loss if batch.share == 1.0 else loss * batch.share)
         self._optimizer.step()
         self._tally.add(loss.detach(), logits_BK.detach(), batch.labels)
 
@@ -166,12 +154,12 @@ class Step:
             return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
-    def _graph(self, batch: RawBatch, scale: float) -> _Graph | None:
+    def _graph(self, batch: RawBatch) -> _Graph | None:
         """The graph that serves this step, captured if it is time; None for an eager step."""
         if not self._graphs or not self._objective.capturable or self._sparsifier.update_due:
             return None
         buffers = self._sparsifier.buffers
-        key = (tuple(batch.pixels.shape), scale, self._objective.branch)
+        key = (tuple(batch.pixels.shape), batch.share, self._objective.branch)
         graph = self._captured.get(key)
         if graph is not None and graph.serves(buffers):
             return graph
@@ -179,7 +167,7 @@ class Step:
         if self._seen[key] <= WARM_UP:
             return None
         try:
-            graph = _capture(lambda copy: self._compute(copy, scale), batch, buffers)
+            graph = _capture(self._compute, batch, buffers)
         except RuntimeError as error:
             self._graphs = False
             reason = str(error).partition("\n")[0]

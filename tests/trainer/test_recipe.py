@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from moon.data.preprocess import Preprocess
 from moon.errors import RecipeError
-from moon.trainer import sparsifier, topology
+from moon.trainer import budget
 from moon.trainer.keys import dotted_keys
+from moon.trainer.methods import MixupRecipe
 from moon.trainer.recipe import (
     AUGMENTS,
     DISTRIBUTIONS,
+    OFFICIAL,
     RULES,
-    STRUCTURES,
     DataRecipe,
     MoonRecipe,
     Recipe,
@@ -105,11 +106,46 @@ def test_hash_covers_everything_but_the_name() -> None:
         "update.interval": "9", "update.drop_fraction": "0.1", "update.stop": "0.1",
         "moon.enabled": "false", "moon.loss": "false", "moon.auto": "false", "moon.vote": "false",
         "moon.w_final": "9", "moon.init_factor": "9", "moon.warmup_epochs": "2",
-        "moon.vote_epochs": "1",
+        "moon.vote_epochs": "1", "temperature": "true", "compat": "votes",
+        "structure": "fan-in", "logitnorm.tau": "1", "mixup.alpha": "0.5", "cigl.rate": "0.5",
+        "dac.alpha_final": "2", "dac.init_factor": "2", "dac.warmup_epochs": "2",
+        "vos.warmup_epochs": "1", "vos.weight": "1", "vos.queue": "9", "vos.sample_from": "9",
+        "vos.select": "9",
     }  # fmt: skip
-    assert set(changes) == set(dotted_keys(Recipe)) - {"name", "structure"}
-    hashes = {recipe.override([f"{key}={value}"]).hash for key, value in changes.items()}
+    tables = {"logitnorm", "mixup", "dac", "vos", "cigl"}
+    assert set(changes) == set(dotted_keys(Recipe)) - tables - {"name"}
+    hashes = set()
+    for key, value in changes.items():
+        # Rival losses exclude each other.
+        rival = ["moon.loss=false"] if key.startswith(("dac.", "vos.")) else []
+        hashes.add(recipe.override([f"{key}={value}", *rival]).hash)
     assert len(hashes | {recipe.hash}) == len(changes) + 1
+
+
+def test_a_table_that_may_be_absent() -> None:
+    recipe = tiny_recipe()
+    assert recipe.mixup is None and "mixup" not in recipe.to_dict()
+    mixed = recipe.override(["mixup.alpha=0.4"])
+    assert mixed.mixup == MixupRecipe(alpha=0.4)
+    assert Recipe.from_toml(mixed.to_toml()) == mixed
+    assert recipe.override(["mixup={}"]).mixup == MixupRecipe()
+    assert mixed.override(["mixup=none"]) == recipe
+
+
+def test_differences_of_the_official_code() -> None:
+    recipe = tiny_recipe("compat=votes,bernoulli")
+    followed = [name for name in OFFICIAL if recipe.follows(name)]
+    assert followed == ["votes", "bernoulli"]
+    assert all(tiny_recipe("compat=official").follows(name) for name in OFFICIAL)
+    assert not any(tiny_recipe().follows(name) for name in OFFICIAL)
+
+
+def test_an_unknown_output_comes_with_moon_and_with_dac() -> None:
+    assert tiny_recipe().unknown
+    plain = tiny_recipe("moon.enabled=false")
+    assert not plain.unknown and not plain.votes
+    assert plain.override(["dac.alpha_final=1"]).unknown
+    assert plain.override(["cigl.rate=0.1"]).vote_epochs == 2
 
 
 def test_phases_follow_the_epochs() -> None:
@@ -150,8 +186,17 @@ def test_phases_follow_the_epochs() -> None:
         ("sparsity=1", "sparsity is 1.0"),
         ("sparsity=0", "rule rigl has sparsity 0"),
         ("rule=dense", "rule dense cannot have sparsity 0.8"),
-        ("rule=magic", "rule is 'magic'. Give one of dense, static, set, rigl."),
-        ("structure=2:4", "structure is '2:4'. Give one of unstructured."),
+        ("rule=magic", "rule is 'magic'. Give one of dense, static, set, rigl, gmp."),
+        ("structure=4:2", "4:2"),
+        ("compat=all", "compat is 'all'. Give one of official, votes"),
+        ("mixup.alpha=0", "mixup.alpha is 0.0. Give a number above 0."),
+        ("mixup=3", "mixup is 3. Give a table or none."),
+        ("logitnorm.t=1", "unknown recipe key logitnorm.t. Did you mean logitnorm.tau."),
+        ("cigl.rate=1", "cigl.rate is 1.0. Give a share of at least 0 and below 1."),
+        ("dac.alpha_final=1", "dac and moon each have a loss of their own. Set dac=none"),
+        ("vos.warmup_epochs=-1", "vos.warmup_epochs is -1"),
+        ("vos.queue=0", "vos.queue is 0. Give a whole number of at least 1."),
+        ("dac.warmup_epochs=0", "dac.warmup_epochs is 0. Give a whole number of at least 1."),
         ("distribution=flat", "distribution is 'flat'"),
         ("schedule=step", "schedule is 'step'. Give one of cosine, moon."),
         ("dense=1,2", "dense is [1, 2]. Give a list of texts."),
@@ -217,8 +262,7 @@ def test_a_value_cannot_smuggle_in_another_key() -> None:
 
 def test_the_choices_are_those_of_the_sparsifier() -> None:
     assert set(RULES) == set(rule_names())
-    assert DISTRIBUTIONS == topology.DISTRIBUTIONS
-    assert STRUCTURES == sparsifier.STRUCTURES
+    assert DISTRIBUTIONS == budget.DISTRIBUTIONS
 
 
 def test_files(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from .recipes_small import tiny_recipe
 NAME = re.compile(
     r"(digits|mnist|fashionmnist|cifar10|cifar100|imagenet)"
     r"-(cnn|resnet18|resnet50|wrn28-10)"
-    r"-(dense|(?:static|set|rigl)\d\d)"
-    r"(-moon|-moon-nolm|-moon-noat|-moon-novt)?"
+    r"-(dense|(?:static|set|rigl|gmp)\d\d)"
+    r"(-moon|-moon-nolm|-moon-noat|-moon-novt|-moon-official|-moon-logitnorm"
+    r"|-dac|-logitnorm|-vos|-mixup|-cigl|-ts)?"
 )
 
 
@@ -27,8 +28,13 @@ def test_names_say_what_is_in_them() -> None:
         assert recipe.model == match[2]
         assert f"{recipe.rule}{round(100 * recipe.sparsity) or ''}" == match[3]
         variant = match[4] or ""
-        assert recipe.moon.enabled is bool(variant)
-        assert recipe.schedule == ("moon" if variant else "cosine")
+        assert recipe.moon.enabled is variant.startswith("-moon")
+        assert recipe.schedule == ("moon" if recipe.moon.enabled or recipe.cigl else "cosine")
+        assert recipe.dense == (("stem",) if recipe.sparsity == 0.99 else ())
+        for method in ("dac", "logitnorm", "vos", "mixup", "cigl"):
+            assert (getattr(recipe, method) is not None) is variant.endswith(f"-{method}")
+        assert recipe.temperature is (variant == "-ts")
+        assert recipe.compat == (("official",) if variant == "-moon-official" else ())
         switches = (recipe.moon.loss, recipe.moon.auto, recipe.moon.vote)
         off = {"-moon-nolm": 0, "-moon-noat": 1, "-moon-novt": 2}.get(variant)
         assert [i for i, on in enumerate(switches) if not on] == ([] if off is None else [off])
@@ -61,10 +67,15 @@ def test_the_paper_settings() -> None:
 
 
 def test_all_sparsities_and_rules_are_there() -> None:
-    for rule in ("static", "set", "rigl"):
+    for rule in ("static", "set", "rigl", "gmp"):
         for percent in SPARSITIES:
-            for tail in ("", "-moon", "-moon-nolm", "-moon-noat", "-moon-novt"):
+            for tail in ("", "-moon", "-moon-nolm", "-cigl", "-ts", "-dac", "-vos"):
                 assert f"cifar10-resnet18-{rule}{percent}{tail}" in RECIPES
+    assert "cifar10-resnet18-dense-mixup" in RECIPES
+    assert "cifar10-resnet18-rigl95-moon-official" in RECIPES
+    # Connections drawn one by one, and pruning from all of them, do not go together.
+    assert "cifar10-resnet18-gmp95-moon-official" not in RECIPES
+    assert "cifar10-resnet18-dense-cigl" not in RECIPES
     assert "cifar10-resnet18-dense" in RECIPES
     assert "digits-cnn-rigl90-moon" in RECIPES
 
