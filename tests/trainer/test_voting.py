@@ -106,7 +106,7 @@ def test_resume_is_bit_exact() -> None:
             again.add(model, sparsifier.masks)
     one, two = votes.average(), again.average()
     assert again.count == 6 and all(torch.equal(one[name], two[name]) for name in one)
-    with pytest.raises(TrainingError, match="version 0, not 1"):
+    with pytest.raises(TrainingError, match="version 0, not 2"):
         again.load_state_dict({"version": 0})
 
 
@@ -184,3 +184,19 @@ def test_a_model_without_batch_norm_reads_nothing() -> None:
         yield
 
     assert recompute_batch_norm(nn.Linear(2, 2), never()) == 0
+
+
+def test_only_connections_are_kept() -> None:
+    model, _, sparsifier = make(density=0.05)
+    votes = Votes()
+    votes.add(model, sparsifier.masks)
+    state = votes.state_dict()
+    for name, mask in sparsifier.masks.items():
+        count = int(mask.sum())
+        assert state["sums"][name].shape == (count,)
+        assert state["positions"][name].dtype == torch.int32
+        held = state["sums"][name].nbytes + state["positions"][name].nbytes
+        assert held == 12 * count
+    average = votes.average()
+    for name, weight in model.named_parameters():
+        assert torch.equal(average[name].float(), weight.detach()), name
