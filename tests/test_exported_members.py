@@ -15,8 +15,8 @@ PUBLIC = {
     "open_backend",
     "moon.scores": "SCORES Score ebo known_logits known_probabilities mls msp score_function "
     "softmax unknown unknown_probability",
-    "moon.trainer": "AutoWeight Checkpoint LayerCost Recipe Sparsifier UnknownAwareLoss Votes "
-    "count_flops recompute_batch_norm training_flops",
+    "moon.trainer": "Accounts AutoWeight Checkpoint LayerCost Recipe Sparsifier UnknownAwareLoss "
+    "Votes account count_flops recompute_batch_norm training_flops",
 }
 
 

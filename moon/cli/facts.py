@@ -21,11 +21,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from moon.cli.text import count, grid, percent, share, size
 from moon.errors import TrainingError
 
 _FLOAT_BYTES = 4
+# Bytes of a run's layers that releases before this one did not record.
+_MEASURED = ("activation_bytes", "saved_bytes", "gradient_bytes", "slot_bytes", "mask_bytes")
 
 
 def bundle_facts(bundle: Any) -> dict[str, Any]:
@@ -74,6 +77,8 @@ def gate_facts(gate: Any) -> dict[str, Any] | None:
 def run_facts(run: Path) -> dict[str, Any]:
     """A finished training run's figures, from its checkpoint.json.
 
+    ``memory`` holds the sums over all tensors that the run recorded, null before it did.
+
     Raises:
         TrainingError: the file is damaged.
     """
@@ -85,6 +90,8 @@ def run_facts(run: Path) -> dict[str, Any]:
             for layer in plain["layers"]
         ]
         rows = layer_rows(layers)
+        for row, layer in zip(rows, plain["layers"], strict=True):
+            row.update(_training_row(plain, layer))
         return {
             "kind": "run",
             "path": str(run),
@@ -94,6 +101,8 @@ def run_facts(run: Path) -> dict[str, Any]:
             "classes": plain["classes"],
             "unknown_index": plain["unknown_index"],
             **total(rows),
+            "flops_training": sum(row["flops_training"] for row in rows),
+            "memory": plain["metrics"].get("memory"),
             "checkpoint_bytes": plain["file"]["bytes"],
             "layers": rows,
             "gate": None,
@@ -110,6 +119,27 @@ def run_facts(run: Path) -> dict[str, Any]:
         raise TrainingError(
             f"{path} is not a checkpoint that can be read", remedy="Train the run again"
         ) from error
+
+
+def _training_row(plain: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's layer has beside a bundle's: bytes, and its share of the training FLOPs."""
+    from moon.trainer.costs import LayerCost, training_flops
+
+    cost = LayerCost(**{**layer, "shape": tuple(layer["shape"])})
+    recipe, metrics = plain["recipe"], plain["metrics"]
+    return {
+        "flops_training": training_flops(
+            [cost],
+            rule=recipe["rule"],
+            examples=metrics["epochs"] * metrics["training_images"],
+            interval=recipe["update"]["interval"],
+            updating=recipe["update"]["stop"],
+        ),
+        "dense_bytes": cost.dense_bytes,
+        "sparse_bytes": cost.sparse_bytes,
+        "sparse_format": cost.sparse_format,
+        **{name: getattr(cost, name) for name in _MEASURED},
+    }
 
 
 def classes_line(facts: Mapping[str, Any]) -> str:
@@ -163,23 +193,66 @@ def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def show_layers(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of layers with their sum."""
-    figures = ("weights", "nonzeros", "density", "FLOPs", "dense")
+    """Print the layers with their sum: FLOPs, and of a run the bytes as well."""
+    run = bool(rows) and "flops_training" in rows[0]
+    figures = ["weights", "nonzeros", "density", "FLOPs", "dense", *["training"] * run]
     table = grid("layer", "shape", *figures, right=figures)
     for row in rows:
         shape = "x".join(str(side) for side in row["shape"])
         table.add_row(escape(row["name"]), shape, *_figures(row))
     sums = total(rows)
+    sums["density"] = 1 - sums["sparsity"]
+    if run:
+        sums["flops_training"] = sum(row["flops_training"] for row in rows)
     table.add_section()
-    table.add_row("all", "", *_figures({**sums, "density": 1 - sums["sparsity"]}))
+    table.add_row("all", "", *_figures(sums))
     console.print(table)
+    if run:
+        console.print()
+        console.print(_memory_table(rows))
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
+    training = [count(row["flops_training"])] if "flops_training" in row else []
     return [
         f"{row['weights']:,}",
         f"{row['nonzeros']:,}",
         percent(row["density"]),
         count(row["flops"]),
         count(row["flops_dense"]),
+        *training,
     ]
+
+
+_MEMORY_COLUMNS = {
+    "dense": "dense_bytes",
+    "sparse": "sparse_bytes",
+    "output": "activation_bytes",
+    "kept": "saved_bytes",
+    "gradient": "gradient_bytes",
+    "optimizer": "slot_bytes",
+    "mask": "mask_bytes",
+}
+
+
+def _memory_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Bytes of each layer: its weight, its output and what autograd keeps for an image, and
+    what training holds beside the weight. Columns of which nothing is known are left out."""
+    columns = {
+        title: key
+        for title, key in _MEMORY_COLUMNS.items()
+        if any(row[key] is not None for row in rows)
+    }
+    table = grid("bytes", *columns, "format", right=columns)
+    for row in rows:
+        cells = [size(row[key]) for key in columns.values()]
+        table.add_row(escape(row["name"]), *cells, row["sparse_format"])
+    sums = [_sum(row[key] for row in rows) for key in columns.values()]
+    table.add_section()
+    table.add_row("all", *map(size, sums), "")
+    return table
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(value or 0 for value in known)

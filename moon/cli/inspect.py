@@ -1,4 +1,4 @@
-"""``moon inspect``: layers, density, bytes, FLOPs and gate of a bundle or a run."""
+"""``moon inspect``: layers, density, bytes, FLOPs, memory and gate of a bundle or a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from moon.cli.console import output, print_json, working
 from moon.cli.facts import bundle_facts, bytes_line, classes_line, run_facts, show_layers
@@ -25,7 +26,7 @@ def inspect(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show a bundle or a training run: layers, density, bytes, FLOPs, gate."""
+    """Show a bundle or a training run: layers, density, bytes, FLOPs, memory, gate."""
     with working("Reading"):
         if (path / "checkpoint.json").is_file():
             facts, gate = run_facts(path), None
@@ -71,7 +72,9 @@ def _show_head(console: Console, facts: dict[str, Any], gate: Any) -> None:
     )
     if facts["flops"] is not None:
         saved = f"{count(facts['flops'])} of {count(facts['flops_dense'])} dense"
-        table.add_row("FLOPs", f"{saved} ({share(facts['flops'], facts['flops_dense'])})")
+        table.add_row("FLOPs", f"{saved} ({share(facts['flops'], facts['flops_dense'])}), an image")
+    if facts["kind"] == "run":
+        _add_training(table, facts)
     if facts["kind"] == "bundle":
         table.add_row("Gate", gate_line(gate))
         if gate is not None:
@@ -79,3 +82,29 @@ def _show_head(console: Console, facts: dict[str, Any], gate: Any) -> None:
             table.add_row("", f"rejected {percent(rate)} when calibrated, true rate {ci95} (95%)")
     console.print(table)
     console.print()
+
+
+def _add_training(table: Table, facts: dict[str, Any]) -> None:
+    """What the whole run spent, and what it held."""
+    metrics, spent = facts["metrics"], facts["flops_training"]
+    images = metrics["epochs"] * metrics["training_images"]
+    dense = 3 * facts["flops_dense"] * images
+    table.add_row(
+        "Training", f"{count(spent)} FLOPs of {count(dense)} dense ({share(spent, dense)})"
+    )
+    memory = facts["memory"]
+    if memory is None:
+        return
+    table.add_row(
+        "Weights", f"{size(memory['sparse_bytes'])} sparse, {size(memory['dense_bytes'])} dense"
+    )
+    beside = ", ".join(
+        f"{size(memory[f'{name}_bytes'])} {what}"
+        for name, what in (("gradient", "gradients"), ("slot", "optimizer"), ("mask", "masks"))
+    )
+    kept = f"{size(memory['saved_bytes'])} an image"
+    table.add_row(
+        "Memory",
+        f"{size(memory['training_bytes'])} at batch {memory['batch_size']}: the dense weights, "
+        f"{beside}, and {kept} kept for the backward pass",
+    )

@@ -72,7 +72,7 @@ def count(value: float | None) -> str:
     """A large number of things: ``5.5 M``."""
     if value is None:
         return "-"
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for limit, unit in ((1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= limit:
             return (
                 f"{value / limit:.3g}{unit}"

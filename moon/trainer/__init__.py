@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from moon.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from moon.trainer.accounts import Accounts, account
     from moon.trainer.checkpoint import Checkpoint
     from moon.trainer.flops import LayerCost, count_flops, training_flops
     from moon.trainer.loss import AutoWeight, UnknownAwareLoss
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from moon.trainer.voting import Votes, recompute_batch_norm
 
 __all__ = [
+    "Accounts",
     "AutoWeight",
     "Checkpoint",
     "LayerCost",
@@ -28,12 +30,14 @@ __all__ = [
     "Sparsifier",
     "UnknownAwareLoss",
     "Votes",
+    "account",
     "count_flops",
     "recompute_batch_norm",
     "training_flops",
 ]
 
 _HOMES = {
+    "Accounts": "accounts",
     "AutoWeight": "loss",
     "Checkpoint": "checkpoint",
     "LayerCost": "flops",
@@ -41,6 +45,7 @@ _HOMES = {
     "Sparsifier": "sparsifier",
     "UnknownAwareLoss": "loss",
     "Votes": "voting",
+    "account": "accounts",
     "count_flops": "flops",
     "recompute_batch_norm": "voting",
     "training_flops": "flops",

@@ -111,7 +111,14 @@ class Checkpoint:
         for name, mask in self.masks.items():
             tensors[MASK + name] = torch.from_numpy(_packed(mask))
         data = save(tensors)
-        facts = {
+        file = {"name": TENSORS, "sha256": sha256_bytes(data), "bytes": len(data)}
+        facts = {**self.facts(), "file": file}
+        write_bytes(Path(run) / TENSORS, data)
+        write_json(Path(run) / FACTS, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """All but the tensors, as JSON; ``from_facts`` reads it."""
+        return {
             "schema_version": SCHEMA_VERSION,
             "recipe": self.recipe.to_dict(),
             "recipe_sha256": self.recipe.hash,
@@ -122,10 +129,7 @@ class Checkpoint:
             "layers": [asdict(layer) for layer in self.layers],
             "metrics": dict(self.metrics),
             "versions": dict(self.versions),
-            "file": {"name": TENSORS, "sha256": sha256_bytes(data), "bytes": len(data)},
         }
-        write_bytes(Path(run) / TENSORS, data)
-        write_json(Path(run) / FACTS, facts)
 
     @classmethod
     def load(cls, run: str | os.PathLike[str]) -> Checkpoint:
@@ -136,12 +140,7 @@ class Checkpoint:
         """
         folder = Path(run)
         fields = Fields(_read_json(folder), FACTS, TrainingError)
-        version = fields.integer("schema_version")
-        if version != SCHEMA_VERSION:
-            raise TrainingError(
-                f"{folder / FACTS} has schema version {version}, this is {SCHEMA_VERSION}",
-                remedy="Use the version of the toolkit that trained it",
-            )
+        _check_version(fields, folder / FACTS)
         tensors = _read_tensors(folder, fields.mapping("file"))
         state = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
         masks = {
@@ -149,6 +148,33 @@ class Checkpoint:
             for name, value in tensors.items()
             if name.startswith(MASK)
         }
+        return cls._of(fields, state, masks, folder / FACTS)
+
+    @classmethod
+    def from_facts(
+        cls,
+        facts: object,
+        state: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        where: str | os.PathLike[str],
+    ) -> Checkpoint:
+        """Put together again what ``facts`` took apart; errors name the file ``where``.
+
+        Raises:
+            TrainingError: the facts are of another schema, or damaged.
+        """
+        fields = Fields(facts, str(where), TrainingError)
+        _check_version(fields, where)
+        return cls._of(fields, state, masks, where)
+
+    @classmethod
+    def _of(
+        cls,
+        fields: Fields,
+        state: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        where: str | os.PathLike[str],
+    ) -> Checkpoint:
         try:
             return cls(
                 recipe=Recipe.from_dict(fields.mapping("recipe")),
@@ -165,7 +191,16 @@ class Checkpoint:
         except TrainingError:
             raise
         except MoonError as error:
-            raise TrainingError(f"{folder / FACTS} is damaged: {error.cause}") from error
+            raise TrainingError(f"{where} is damaged: {error.cause}") from error
+
+
+def _check_version(fields: Fields, where: str | os.PathLike[str]) -> None:
+    version = fields.integer("schema_version")
+    if version != SCHEMA_VERSION:
+        raise TrainingError(
+            f"{where} has schema version {version}, this is {SCHEMA_VERSION}",
+            remedy="Use the version of the toolkit that trained it",
+        )
 
 
 def versions() -> dict[str, str]:
@@ -250,4 +285,11 @@ def _layer(row: object) -> LayerCost:
         density=fields.number("density"),
         flops=fields.integer("flops"),
         dense_flops=fields.integer("dense_flops"),
+        # Absent from checkpoints of earlier releases.
+        value_bytes=fields.maybe_integer("value_bytes") or 4,
+        activation_bytes=fields.maybe_integer("activation_bytes"),
+        saved_bytes=fields.maybe_integer("saved_bytes"),
+        gradient_bytes=fields.maybe_integer("gradient_bytes"),
+        slot_bytes=fields.maybe_integer("slot_bytes"),
+        mask_bytes=fields.maybe_integer("mask_bytes"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +136,38 @@ def test_inspect_a_bundle(moon: Moon, exported: Path) -> None:
 def test_inspect_a_run_agrees_with_its_bundle(moon: Moon, run: Path, exported: Path) -> None:
     one, other = (moon("inspect", path, "--json").json for path in (run, exported))
     assert one["kind"] == "run"
-    assert one["layers"] == other["layers"]
+    shared = other["layers"][0].keys()
+    assert [{key: layer[key] for key in shared} for layer in one["layers"]] == other["layers"]
     for key in ("weights", "nonzeros", "sparsity", "flops", "flops_dense", "classes"):
         assert one[key] == other[key]
     assert "Accuracy" in moon("inspect", run).out
+
+
+def test_inspect_a_run_accounts_for_training_and_bytes(moon: Moon, run: Path) -> None:
+    facts = moon("inspect", run, "--json").json
+    layers = facts["layers"]
+    assert facts["flops_training"] == pytest.approx(facts["metrics"]["training_flops"])
+    assert facts["flops_training"] == pytest.approx(sum(row["flops_training"] for row in layers))
+    for row in layers:
+        assert row["dense_bytes"] == 4 * row["weights"]
+        assert row["sparse_bytes"] <= row["dense_bytes"]
+    stem, head = layers[0], layers[-1]
+    assert (stem["activation_bytes"], head["activation_bytes"]) == (4 * 32 * 8 * 8, 4 * 9)
+    text = moon("inspect", run).out
+    assert "bitmask" in text and "Training" in text
+
+
+def test_inspect_a_run_of_an_earlier_release(moon: Moon, run: Path, tmp_path: Path) -> None:
+    facts = json.loads((run / "checkpoint.json").read_text(encoding="utf-8"))
+    old = ("name", "shape", "nonzeros", "density", "flops", "dense_flops")
+    facts["layers"] = [{name: layer[name] for name in old} for layer in facts["layers"]]
+    facts["metrics"].pop("memory", None)
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts), encoding="utf-8")
+    found = moon("inspect", tmp_path, "--json").json
+    assert found["memory"] is None and found["layers"][0]["activation_bytes"] is None
+    assert found["layers"][0]["dense_bytes"] == 4 * 288
+    shown = moon("inspect", tmp_path)
+    assert shown.code == 0 and "optimizer" not in shown.out
 
 
 def test_inspect_an_unfinished_or_damaged_run(moon: Moon, tmp_path: Path) -> None:

@@ -142,3 +142,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MoonError, match="could not write"):
         make().save(tmp_path / "file" / "run")
+
+
+def test_layers_of_earlier_releases_have_no_bytes(tmp_path: Path) -> None:
+    make().save(tmp_path)
+    facts = json.loads((tmp_path / "checkpoint.json").read_text())
+    old = ("name", "shape", "nonzeros", "density", "flops", "dense_flops")
+    facts["layers"] = [{name: layer[name] for name in old} for layer in facts["layers"]]
+    (tmp_path / "checkpoint.json").write_text(json.dumps(facts))
+    layer = Checkpoint.load(tmp_path).layers[0]
+    assert layer.value_bytes == 4 and layer.activation_bytes is layer.saved_bytes is None

@@ -10,6 +10,7 @@ import moon.trainer
 
 def test_public_names() -> None:
     assert moon.trainer.__all__ == [
+        "Accounts",
         "AutoWeight",
         "Checkpoint",
         "LayerCost",
@@ -17,6 +18,7 @@ def test_public_names() -> None:
         "Sparsifier",
         "UnknownAwareLoss",
         "Votes",
+        "account",
         "count_flops",
         "recompute_batch_norm",
         "training_flops",
