@@ -5,46 +5,47 @@
         --near notmnist='notmnist_test.npz#test' --far dtd='dtd10_test.npz#test' --out runs/compare
 
 Every run that is complete under --out is kept, and one that was interrupted is taken up again,
-so the command can be repeated until it is done. The table gives mean and standard deviation
-(n - 1) over the seeds; `compare.json` under --out holds every figure.
+so the command can be repeated until it is done. --jobs runs so many side by side. The table
+gives mean and standard deviation (n - 1) over the seeds; `compare.json` under --out holds every
+figure.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+from jobs import Job, Pool, StoppedError, TestSets
+from spread import Grid, environment, environment_note, figures, shown, summary
 
-import moon
 from moon.cli.options import named_sources
 from moon.errors import MoonError
-from moon.evaluation.evaluate import evaluate
 from moon.files import write_json
 from moon.trainer.recipes import find_recipe
 
 
-def main() -> int:
-    args = _arguments()
+def main(words: list[str] | None = None) -> int:
+    args = _arguments(words)
     try:
-        rows = {
-            recipe: [_one(args, recipe, seed) for seed in range(args.seeds)]
-            for recipe in args.recipe
-        }
+        rows = {name: _jobs(args, name) for name in args.recipe}
+        todo = [job for jobs in rows.values() for job in jobs if job.todo]
+        failures = Pool(args.jobs, lambda text: print(text, file=sys.stderr, flush=True)).run(todo)
+        found = {name: [r for job in jobs if (r := job.result())] for name, jobs in rows.items()}
+        write_json(Path(args.out) / "compare.json", {"environment": environment(), "runs": found})
+    except StoppedError:
+        print("compare: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except MoonError as error:
         print(f"compare: {error}", file=sys.stderr)
         return error.exit_code
-    write_json(Path(args.out) / "compare.json", {"environment": _environment(), "runs": rows})
-    _show(rows)
-    return 0
+    _show(found)
+    for name, reason in failures.items():
+        print(f"compare: {name}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", action="append", required=True)
     parser.add_argument("--seeds", type=int, default=3)
@@ -53,61 +54,51 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--near", action="append", default=[], metavar="NAME=SOURCE")
     parser.add_argument("--far", action="append", default=[], metavar="NAME=SOURCE")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", required=True)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def _one(args: argparse.Namespace, name: str, seed: int) -> dict[str, object]:
-    """Train, export and evaluate one recipe with one seed, or read what an earlier call left."""
-    folder = Path(args.out) / f"{name}-seed{seed}"
-    run, bundle, report = folder / "run", folder / "bundle", folder / "report"
-    recipe = find_recipe(name).override([*args.set, f"seed={seed}"])
-    # A finished run is read, one that was cut short goes on; another recipe there is an error.
-    moon.fit(recipe, run, device=args.device, resume=True)
-    if not bundle.exists():
-        moon.to_bundle(run, bundle)
-    if not (report / "report.json").exists():
-        near, far = named_sources("--near", args.near), named_sources("--far", args.far)
-        evaluate(bundle, id=args.id, near=near, far=far, out=report)
-    return dict(json.loads((report / "report.json").read_text()))
-
-
-def _show(rows: dict[str, list[dict]]) -> None:
-    table = Table(title="mean ± standard deviation over seeds, in %; AUROC near / far")
-    table.add_column("recipe")
-    for column in ("seeds", "accuracy", "ECE"):
-        table.add_column(column, justify="right")
-    scores = sorted({score for reports in rows.values() for r in reports for score in r["scores"]})
-    for score in scores:
-        table.add_column(score, justify="right")
-    for name, reports in rows.items():
-        cells = [
-            " / ".join(
-                _spread([r["scores"][score][kind]["auroc"] for r in reports])
-                for kind in ("near", "far")
-                if reports[0]["scores"][score][kind]
-            )
-            if all(score in r["scores"] for r in reports)
-            else "-"
-            for score in scores
-        ]
-        accuracy = _spread([r["id"]["accuracy"] for r in reports])
-        table.add_row(
-            name, str(len(reports)), accuracy, _spread([r["id"]["ece"] for r in reports]), *cells
+def _jobs(args: argparse.Namespace, name: str) -> list[Job]:
+    near, far = named_sources("--near", args.near), named_sources("--far", args.far)
+    recipe = find_recipe(name).override(args.set)
+    return [
+        Job(
+            name=f"{recipe.name}-seed{seed}",
+            recipe=recipe.override([f"seed={seed}"]),
+            out=Path(args.out),
+            train_as=recipe.data.train,
+            sets=TestSets(known=args.id, near=near, far=far),
+            device=args.device,
         )
-    Console(width=200).print(table)
+        for seed in range(args.seeds)
+    ]
 
 
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{100 * statistics.fmean(values):.2f}±{100 * deviation:.2f}"
-
-
-def _environment() -> dict[str, str]:
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    return {"torch": torch.__version__, "python": platform.python_version(), "device": device}
+def _show(found: dict[str, list[dict]]) -> None:
+    measured = {name: figures(results) for name, results in found.items()}
+    scores = sorted({score for one in measured.values() for score in one["scores"]})
+    nothing = summary([])
+    rows = [
+        (
+            name,
+            str(one["accuracy"]["n"]),
+            shown(one["accuracy"]),
+            shown(one["ece"]),
+            *(
+                " / ".join(shown(pair[group]) for group in ("near", "far"))
+                for pair in (one["scores"].get(s, dict.fromkeys(("near", "far"), nothing))
+                             for s in scores)
+            ),
+        )
+        for name, one in measured.items()
+    ]  # fmt: skip
+    Grid(
+        title="mean ± standard deviation over seeds, in %; AUROC near / far",
+        columns=("recipe", "seeds", "accuracy", "ECE", *scores),
+        rows=rows,
+        notes=[environment_note([result for results in found.values() for result in results])],
+    ).show()
 
 
 if __name__ == "__main__":
