@@ -45,9 +45,13 @@ class MoonError(Exception):
     Args:
         cause: what was expected and what came, without a final full stop.
         remedy: what to do about it.
+
+    Attributes:
+        told: another process of the same run reports it, so that this one need not.
     """
 
     exit_code = 1
+    told = False
 
     def __init__(self, cause: str, *, remedy: str = "") -> None:
         self.cause = one_line(cause).rstrip(".")

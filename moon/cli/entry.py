@@ -1,6 +1,9 @@
 """The entry point: runs a command and turns every failure into one line and a status.
 
 Exit status: 0 success, 1 failure, 2 wrong use, 130 interrupted.
+
+Of several processes that torchrun started, each but the first names its rank; what all of them
+meet alike, and what another process reports, is said once.
 """
 
 from __future__ import annotations
@@ -97,13 +100,25 @@ def _report(error: BaseException, words: list[str], *, debug: bool) -> int:
         return 1
     if debug:
         traceback.print_exception(type(error), error, error.__traceback__)
+    rank = _rank()
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         resume = " Go on with --resume." if words[:1] == ["train"] else ""
-        _say(f"moon: interrupted.{resume}")
+        if not rank:
+            _say(f"moon: interrupted.{resume}")
         return _INTERRUPTED
     known = _translate(error, debug=debug)
-    _say(f"moon: error: {known}")
+    # The words of the command are the same in all processes.
+    if not known.told and not (rank and isinstance(error, _ParserError)):
+        _say(f"moon: error: rank {rank}: {known}" if rank else f"moon: error: {known}")
     return known.exit_code
+
+
+def _rank() -> int:
+    """Which of the processes that torchrun started this is, from 0."""
+    try:
+        return int(os.environ["RANK"]) if int(os.environ["WORLD_SIZE"]) > 1 else 0
+    except (KeyError, ValueError):
+        return 0
 
 
 def _say(line: str) -> None:

@@ -40,22 +40,37 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in RUN, or start it.")
     ] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Without CUDA graphs; the losses are the same.")
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Train a recipe; the run can be stopped at any time and goes on with --resume.
 
     Writes recipe.toml, metrics.jsonl, log.txt, last/ and, at the end, checkpoint.safetensors
-    and checkpoint.json into RUN. moon export makes a bundle of it.
+    and checkpoint.json into RUN. moon export makes a bundle of it. Started by torchrun, as
+    torchrun --nproc-per-node N -m moon train ..., N processes train one model together.
     """
+    from moon.trainer.ranks import joined, stoppable
     from moon.trainer.recipes import find_recipe
 
-    chosen = find_recipe(recipe).override(settings)
-    with training_view(chosen.epochs) as view:
-        view.say("loading")
-        from moon.trainer.fit import fit
+    with stoppable(), joined(device) as ranks:
+        with ranks.agreeing():
+            chosen = find_recipe(recipe).override(settings)
+        with training_view(chosen.epochs, shown=ranks.leads) as view:
+            view.say("loading")
+            from moon.trainer.fit import fit
 
-        fit(chosen, out, device=device, resume=resume, report=view.report, progress=view.progress)
+            fit(
+                chosen, out, device=device, resume=resume, report=view.report,
+                progress=view.progress, graphs=not eager,
+            )  # fmt: skip
+        if ranks.leads:
+            _tell(out, view, resume=resume, as_json=as_json)
+
+
+def _tell(out: Path, view: TrainingView, *, resume: bool, as_json: bool) -> None:
     facts = run_facts(out)
     if as_json:
         print_json(facts)
@@ -98,10 +113,14 @@ class TrainingView:
 
 
 @contextmanager
-def training_view(epochs: int, every: int = 1) -> Iterator[TrainingView]:
-    """Show training on stderr until the block ends; off a terminal, ``every`` so many epochs."""
+def training_view(epochs: int, every: int = 1, *, shown: bool = True) -> Iterator[TrainingView]:
+    """Show training on stderr until the block ends; off a terminal, ``every`` so many epochs.
+
+    Args:
+        shown: False shows nothing unless told to.
+    """
     console = error_console()
-    if not console.is_terminal:
+    if not console.is_terminal or not shown:
         yield TrainingView(epochs, None, None, every)
         return
     bar = Progress(

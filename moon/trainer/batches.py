@@ -1,151 +1,27 @@
-"""Batches of images on the training device, the same for any number of decoding workers.
-
-A set that fits the memory budget is decoded once and kept on the device as uint8; a larger
-one, or one whose crops need the whole image, is decoded anew each epoch by worker processes.
+"""Batches of labelled images, shuffled, augmented and shared out among the ranks of a run.
 
 Shape suffixes: N images of the set, B of a batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from moon.data.items import Source
-from moon.data.load import load_pixels
 from moon.data.preprocess import Preprocess
-from moon.errors import DataError, ImageError, MoonError, TrainingError
-from moon.progress import Progress, silent
-from moon.trainer.augment import ORDER, Crops, ResizedCrops, crop_flip, draw_crops, generator
+from moon.errors import DataError, UsageError
+from moon.trainer.augment import ORDER, Crops, crop_flip, draw_crops, generator
+from moon.trainer.pixels import Pixels, sent
 
-__all__ = [
-    "MEMORY_BUDGET",
-    "Batches",
-    "MemoryPixels",
-    "Pixels",
-    "RawBatch",
-    "StreamedPixels",
-    "open_pixels",
-]
+__all__ = ["Batches", "RawBatch", "slice_of"]
 
-MEMORY_BUDGET = 2 << 30
-MOST_WORKERS = 16
-
-
-class Pixels(Protocol):
-    """The decoded images of a set, by position."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, chosen: Sequence[npt.NDArray[np.int64]], epoch: int) -> Iterator[Tensor]:
-        """uint8 [B, H, W, C] on the device, for each array of positions."""
-        ...
-
-
-class MemoryPixels:
-    """All of a set's images on the device."""
-
-    def __init__(self, pixels_NHWC: npt.NDArray[np.uint8], device: torch.device) -> None:
-        self._pixels_NHWC = torch.from_numpy(pixels_NHWC).to(device)
-
-    def __len__(self) -> int:
-        return len(self._pixels_NHWC)
-
-    def batches(self, chosen: Sequence[npt.NDArray[np.int64]], epoch: int) -> Iterator[Tensor]:
-        device = self._pixels_NHWC.device
-        for positions in chosen:
-            yield self._pixels_NHWC[torch.from_numpy(positions).to(device)]
-
-
-class StreamedPixels:
-    """Images decoded when they are needed, by worker processes a few batches ahead.
-
-    Args:
-        indices: which items of the source, in the order of their positions here.
-        resized_crop: the seed of a random crop of each image; None takes the centre.
-        workers: processes; 0 decodes in this one.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        preprocess: Preprocess,
-        indices: npt.NDArray[np.int64],
-        device: torch.device,
-        *,
-        resized_crop: int | None = None,
-        workers: int | None = None,
-    ) -> None:
-        self._source = source.select(indices)
-        self._preprocess = preprocess
-        self._device = device
-        self._seed = resized_crop
-        self._workers = _cores() if workers is None else workers
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def batches(self, chosen: Sequence[npt.NDArray[np.int64]], epoch: int) -> Iterator[Tensor]:
-        loader: DataLoader[npt.NDArray[np.uint8] | MoonError] = DataLoader(
-            _Decoding(self._seen(epoch), self._preprocess),
-            batch_sampler=[positions.tolist() for positions in chosen],
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            # The loader draws a seed for its workers; not from the global generator.
-            generator=torch.Generator(),
-        )
-        for batch in _watched(loader):
-            if isinstance(batch, MoonError):
-                raise batch
-            yield torch.from_numpy(batch).to(self._device)
-
-    def _seen(self, epoch: int) -> Source:
-        if self._seed is None:
-            return self._source
-        source = self._source
-        items = ResizedCrops(
-            items=source.items,
-            names=_Names(source),
-            preprocess=self._preprocess,
-            seed=self._seed,
-            epoch=epoch,
-        )
-        return replace(source, items=items)
-
-
-def open_pixels(
-    source: Source,
-    preprocess: Preprocess,
-    indices: npt.NDArray[np.int64],
-    device: torch.device,
-    *,
-    resized_crop: int | None = None,
-    budget: int = MEMORY_BUDGET,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> Pixels:
-    """The images in memory where they fit ``budget`` bytes, else streamed.
-
-    Args:
-        resized_crop: as of :class:`StreamedPixels`; such a set is always streamed.
-
-    Raises:
-        ImageError: an item cannot be read, naming it.
-    """
-    size = len(indices) * int(np.prod(preprocess.shape))
-    if resized_crop is not None or size > budget:
-        return StreamedPixels(
-            source, preprocess, indices, device, resized_crop=resized_crop, workers=workers
-        )
-    return MemoryPixels(load_pixels(source, preprocess, indices, progress=progress), device)
+# Images of a training batch on each rank: batch norm has nothing to estimate from one.
+LEAST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +32,14 @@ class RawBatch:
         pixels: uint8 [B, H, W, C].
         labels: int64 [B].
         crops: how each image is to be cropped and mirrored; None leaves it as it is.
+        share: its images over those of an equal share of the whole batch. With losses so
+            scaled, the mean of the ranks' gradients is the gradient of the whole batch's mean.
     """
 
     pixels: Tensor
     labels: Tensor
     crops: Crops | None
+    share: float = 1.0
 
     def copy_(self, other: RawBatch) -> None:
         """Overwrite in place with a batch of the same size, for captured CUDA graphs."""
@@ -175,19 +54,25 @@ class RawBatch:
             pixels=self.pixels.clone(),
             labels=self.labels.clone(),
             crops=None if self.crops is None else self.crops.clone(),
+            share=self.share,
         )
 
 
 class Batches:
     """Normalised batches of a labelled set, shuffled and augmented by (seed, epoch).
 
+    A last training batch is left out where a rank would get fewer than two of its images.
+
     Args:
         labels_N: int64, one for each image of ``pixels``.
         augment: ``crop`` or ``crop-flip``; everything else leaves the pixels as they come.
         seed: of the order and the crops; None keeps the order and the images as they are.
+        rank, world: which of how many processes this is; the order and the crops are those
+            of one process.
 
     Raises:
-        DataError: there are fewer than two images.
+        DataError: there are fewer than two images for each rank.
+        UsageError: a batch has.
     """
 
     def __init__(
@@ -200,9 +85,17 @@ class Batches:
         *,
         augment: str = "none",
         seed: int | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        if seed is not None and len(pixels) < 2:
+        least = LEAST * world
+        if seed is not None and len(pixels) < least:
             raise DataError(f"{len(pixels)} training images are too few", remedy="Give more")
+        if seed is not None and batch_size < least:
+            raise UsageError(
+                f"batch_size {batch_size} is too small for {world} processes, which share it out",
+                remedy=f"Set batch_size to at least {least}, or start fewer processes",
+            )
         self._pixels = pixels
         self._labels_N = torch.from_numpy(np.ascontiguousarray(labels_N)).to(device)
         self._preprocess = preprocess
@@ -210,6 +103,7 @@ class Batches:
         self._device = device
         self._augment = augment
         self._seed = seed
+        self._rank, self._world = rank, world
         self._mean_C = torch.tensor(preprocess.mean, device=device)
         self._std_C = torch.tensor(preprocess.std, device=device)
 
@@ -221,21 +115,39 @@ class Batches:
     def images(self) -> int:
         return len(self._pixels)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Images in this rank's slice of each batch of an epoch."""
+        whole = self._positions(np.arange(len(self._pixels)))
+        return [len(slice_of(positions, self._rank, self._world)) for positions in whole]
+
     def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """float32 [B, C, H, W], channels last in memory, and int64 labels [B], on the device."""
-        for batch in self.raw_epoch(epoch):
+        """This rank's among the batches of ``epoch``, each whole: every ``world``-th of them.
+
+        Yields:
+            float32 [B, C, H, W], channels last in memory, and int64 labels [B], on the device.
+        """
+        whole = self._positions(self._order(epoch))[self._rank :: self._world]
+        for batch in self._read(whole, epoch):
             yield self.prepare(batch), batch.labels
 
     def raw_epoch(self, epoch: int = 0) -> Iterator[RawBatch]:
-        """The batches of ``epoch`` before ``prepare``, which turns each into the model's input."""
-        order_N = np.arange(len(self._pixels))
-        crops: Crops | None = None
-        if self._seed is not None:
-            order_N = generator(self._seed, epoch, ORDER).permutation(len(order_N))
-            crops = self._draw(self._seed, epoch)
-        chosen = self._positions(order_N)
-        for positions, pixels in zip(chosen, self._pixels.batches(chosen, epoch), strict=True):
-            positions_B = torch.from_numpy(positions).to(self._device)
+        """This rank's slice of every batch of ``epoch``, before ``prepare`` makes it an input."""
+        whole = self._positions(self._order(epoch))
+        mine = [slice_of(positions, self._rank, self._world) for positions in whole]
+        shares = [len(few) * self._world / len(all_) for few, all_ in zip(mine, whole, strict=True)]
+        for batch, share in zip(self._read(mine, epoch), shares, strict=True):
+            yield replace(batch, share=share)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._seed is None:
+            return np.arange(len(self._pixels))
+        return generator(self._seed, epoch, ORDER).permutation(len(self._pixels))
+
+    def _read(self, chosen: list[npt.NDArray[np.int64]], epoch: int) -> Iterator[RawBatch]:
+        crops = None if self._seed is None else self._draw(self._seed, epoch)
+        positions = sent(chosen, self._device)
+        for positions_B, pixels in zip(positions, self._pixels.batches(chosen, epoch), strict=True):
             yield RawBatch(
                 pixels=pixels,
                 labels=self._labels_N[positions_B],
@@ -266,8 +178,7 @@ class Batches:
     def _positions(self, order_N: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
         starts = range(0, len(order_N), self._batch_size)
         batches = [order_N[start : start + self._batch_size] for start in starts]
-        if self._seed is not None and len(batches[-1]) < 2:
-            # Batch norm has nothing to estimate from one image.
+        if self._seed is not None and len(batches[-1]) < LEAST * self._world:
             batches.pop()
         return batches
 
@@ -277,62 +188,7 @@ class Batches:
         return x.permute(0, 3, 1, 2)
 
 
-class _Names(Sequence[str]):
-    """The names of a source's underlying items, before any selection."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = replace(source, kept=None)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        return self._source.name(index)
-
-
-class _Decoding(Dataset[npt.NDArray[np.uint8]]):
-    def __init__(self, source: Source, preprocess: Preprocess) -> None:
-        self._source = source
-        self._preprocess = preprocess
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> npt.NDArray[np.uint8]:
-        name = self._source.name(i)
-        try:
-            return self._preprocess.pixels(self._source.item(i), name=name)
-        except ImageError as error:
-            if name in error.cause:
-                raise
-            raise ImageError(f"{name}: {error.cause}", remedy=error.remedy) from error
-
-    def __getitems__(self, chosen: list[int]) -> npt.NDArray[np.uint8] | MoonError:
-        # An error goes back as a value: the loader would wrap one raised here in a traceback.
-        try:
-            return np.stack([self[i] for i in chosen])
-        except MoonError as error:
-            error.__cause__ = None
-            return error
-
-
-def _watched(
-    loader: DataLoader[npt.NDArray[np.uint8] | MoonError],
-) -> Iterator[npt.NDArray[np.uint8] | MoonError]:
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TrainingError(
-            f"a process that decodes images died: {error}", remedy="It may have run out of memory"
-        ) from error
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _cores() -> int:
-    has = hasattr(os, "sched_getaffinity")
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if has else os.cpu_count() or 1)
+def slice_of(positions: npt.NDArray[np.int64], rank: int, world: int) -> npt.NDArray[np.int64]:
+    """The rank's part of a batch: contiguous, and as long as the others' but for one image."""
+    count = len(positions)
+    return positions[rank * count // world : (rank + 1) * count // world]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from moon.data.load import data_sha256, match_labels, split_validation
 from moon.data.source import open_source
 from moon.errors import DataError
 from moon.progress import Progress, silent
-from moon.trainer.batches import MEMORY_BUDGET, Batches, open_pixels
+from moon.trainer.batches import Batches
 from moon.trainer.checkpoint import Validation
+from moon.trainer.pixels import MEMORY_BUDGET, open_pixels
+from moon.trainer.ranks import Ranks
 from moon.trainer.recipe import Recipe
 
 __all__ = ["Dataset", "open_dataset"]
@@ -32,12 +34,15 @@ class Dataset:
         train: shuffled and augmented.
         validation: in order, as they are.
         held_out: what the held-out images are.
+        scaling: every other held-out image, which then counts as one no longer, to fit a
+            temperature to; whole on every rank, and None where the recipe wants none.
     """
 
     classes: tuple[str, ...]
     train: Batches
     validation: Batches
     held_out: Validation
+    scaling: Batches | None = None
 
 
 def open_dataset(
@@ -47,25 +52,35 @@ def open_dataset(
     budget: int = MEMORY_BUDGET,
     workers: int | None = None,
     progress: Progress = silent,
+    ranks: Ranks | None = None,
 ) -> Dataset:
     """Open, split, and where it fits the budget decode, a recipe's images.
 
     Args:
         budget: bytes of decoded images that are kept in memory, for each of the two sets.
         workers: processes that decode larger sets; the batches do not depend on it.
+        ranks: who shares the batches out; rank 0 opens the sources first, since that may
+            download them.
 
     Raises:
         DataError: a source cannot be read, or has no labels to train with.
     """
     data = recipe.data
-    train, held_out, classes = _parts(recipe)
+    ranks = ranks or Ranks()
+    with ranks.in_turn():
+        train, held_out, classes = _parts(recipe)
+    scaling = None
+    if recipe.temperature:
+        scaling, held_out = _halves(held_out)
     options: dict[str, Any] = {"budget": budget, "workers": workers, "progress": progress}
+    options["sharing"] = ranks.local_world
+    shared: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
     resized = recipe.seed if data.augment == "resized-crop" else None
     pixels = open_pixels(
         train.source, data.preprocess, train.chosen, device, resized_crop=resized, **options
     )
     val_pixels = open_pixels(held_out.source, data.preprocess, held_out.chosen, device, **options)
-    every = isinstance(data.val, str)
+    every = isinstance(data.val, str) and scaling is None
     return Dataset(
         classes=classes,
         train=Batches(
@@ -76,12 +91,24 @@ def open_dataset(
             device,
             augment=data.augment,
             seed=recipe.seed,
+            **shared,
         ),
-        validation=Batches(val_pixels, held_out.labels, data.preprocess, VALIDATION_BATCH, device),
+        validation=Batches(
+            val_pixels, held_out.labels, data.preprocess, VALIDATION_BATCH, device, **shared
+        ),
         held_out=Validation(
             source=held_out.source.spec,
             indices=None if every else tuple(held_out.chosen.tolist()),
             sha256=data_sha256(held_out.source, held_out.chosen),
+        ),
+        scaling=None
+        if scaling is None
+        else Batches(
+            open_pixels(scaling.source, data.preprocess, scaling.chosen, device, **options),
+            scaling.labels,
+            data.preprocess,
+            VALIDATION_BATCH,
+            device,
         ),
     )
 
@@ -110,6 +137,20 @@ def _parts(recipe: Recipe) -> tuple[_Part, _Part, tuple[str, ...]]:
     chosen, val_chosen = split_validation(labels, recipe.data.val, recipe.seed)
     train = _Part(source=source, chosen=chosen, labels=labels[chosen])
     return train, _Part(source=source, chosen=val_chosen, labels=labels[val_chosen]), classes
+
+
+def _halves(part: _Part) -> tuple[_Part, _Part]:
+    """Every other item, from the first on and from the second on."""
+    if len(part.chosen) < 2:
+        raise DataError(
+            f"{len(part.chosen)} held-out image cannot be halved for a temperature",
+            remedy="Hold out more (data.val), or set temperature=false",
+        )
+    first, second = (
+        replace(part, chosen=part.chosen[start::2], labels=part.labels[start::2])
+        for start in (0, 1)
+    )
+    return first, second
 
 
 def _labels(source: Source) -> npt.NDArray[np.int64]:

@@ -24,7 +24,7 @@ from moon.files import write_bytes, write_text
 from moon.trainer.checkpoint import FACTS, TENSORS
 from moon.trainer.recipe import Recipe
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "parse_state"]
 
 RECIPE = "recipe.toml"
 METRICS = "metrics.jsonl"
@@ -110,22 +110,26 @@ class RunFolder:
         lines = [json.dumps(record, allow_nan=False) + "\n" for record in history]
         write_text(self.path / METRICS, "".join(lines))
 
+    def read(self) -> bytes | None:
+        """What ``save`` stored last, for ``parse_state``, or None before the first epoch's end.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        path = self.path / LAST / STATE
+        try:
+            return path.read_bytes() if path.exists() else None
+        except OSError as error:
+            raise _damaged(path, error) from error
+
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """What ``save`` stored last, or None before the first epoch's end.
 
         Raises:
             TrainingError: it is damaged.
         """
-        path = self.path / LAST / STATE
-        if not path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TrainingError(
-                f"cannot resume from {path}: {error}", remedy="Start again with another --out"
-            ) from error
-        return state
+        data = self.read()
+        return None if data is None else parse_state(data, device, self.path)
 
     def _open_log(self) -> TextIO:
         try:
@@ -133,6 +137,19 @@ class RunFolder:
             return (self.path / LOG).open("a", encoding="utf-8")
         except OSError as error:
             raise _unwritten(self.path, error) from error
+
+
+def parse_state(data: bytes, device: torch.device, run: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state in ``data``, as ``RunFolder.read`` gave it, with its tensors on ``device``.
+
+    Raises:
+        TrainingError: it is damaged; names it as that of the folder ``run``.
+    """
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise _damaged(Path(run) / LAST / STATE, error) from error
+    return state
 
 
 def _check_folder(folder: Path) -> None:
@@ -179,6 +196,12 @@ def _lock(log: TextIO, path: Path) -> None:
 
 def _is_leftover(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"cannot resume from {path}: {error}", remedy="Start again with another --out"
+    )
 
 
 def _unwritten(path: Path, error: OSError) -> MoonError:

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from moon.errors import DivergedError, TrainingError
+from moon.errors import DivergedError, TrainingError, UsageError
 from moon.progress import Progress, silent
 from moon.trainer.augment import DROPOUT, generator
 from moon.trainer.batches import Batches
 from moon.trainer.dataset import Dataset
 from moon.trainer.models import build
-from moon.trainer.objective import Criterion, make_criterion
+from moon.trainer.objective import Objective
 from moon.trainer.pretrained import load_pretrained
+from moon.trainer.ranks import Ranks
 from moon.trainer.rate import learning_rate
 from moon.trainer.recipe import Recipe
 from moon.trainer.sparsifier import Sparsifier
@@ -32,6 +33,8 @@ __all__ = ["EpochRecord", "Session", "accuracy"]
 STATE_VERSION = 1
 # Steps between looks at the loss, each of which waits for the device.
 CHECK_EVERY = 50
+# The authors' code votes at each step of the first tenth of an epoch.
+SNAPSHOT_SHARE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,8 @@ class Session:
     Args:
         recipe: resolved.
         data: its images, on ``device``.
-        graphs, say: see :class:`moon.trainer.step.Step`.
+        graphs, say: see :class:`moon.trainer.step.Step`; several ranks go without graphs.
+        ranks: the processes that train together, of which this session is one's.
     """
 
     def __init__(
@@ -86,16 +90,26 @@ class Session:
         *,
         graphs: bool = True,
         say: Callable[[str], None] = lambda text: None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.recipe = recipe
         self.data = data
         self.device = device
         self.known = len(data.classes)
-        self.unknown_index = self.known if recipe.moon.enabled else None
-        self.model, self.notes = _model(recipe, self.known + recipe.moon.enabled)
+        self.unknown_index = self.known if recipe.unknown else None
+        with self.ranks.in_turn():
+            self.model, self.notes = _model(recipe, self.known + recipe.unknown)
         self.model.to(device).to(memory_format=torch.channels_last)
+        self.objective = Objective(
+            recipe,
+            self.model,
+            known=self.known,
+            unknown_index=self.unknown_index,
+            device=device,
+        )
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
+            [*self.model.parameters(), *self.objective.parameters()],
             # A tensor, so that a captured step reads the rate of the moment.
             lr=torch.tensor(recipe.lr, device=device) if device.type == "cuda" else recipe.lr,
             momentum=recipe.momentum,
@@ -103,19 +117,24 @@ class Session:
             weight_decay=recipe.weight_decay,
             fused=True if device.type == "cuda" else None,
         )
+        if recipe.vos is not None and self.ranks.world > 1:
+            raise UsageError(
+                "vos remembers features of its own on each process",
+                remedy="Train it in one process",
+            )
         self.steps = len(data.train)
         self.sparsifier = _sparsifier(recipe, self.model, self.optimizer, self.steps)
-        self.objective = Criterion(make_criterion(recipe, self.unknown_index).to(device))
+        self.objective.follow(self.model, self.sparsifier.masks)
         self.tally = Tally(self.known, self.unknown_index, device)
         self.step = Step(
-            self.model,
+            self.ranks.wrap(self.model),
             self.optimizer,
             self.sparsifier,
             self.objective,
             self.tally,
             data.train.prepare,
             device,
-            graphs=graphs,
+            graphs=graphs and self.ranks.world == 1,
             say=say,
         )
         self.votes = Votes()
@@ -127,15 +146,17 @@ class Session:
 
         Raises:
             DivergedError: the loss became NaN or infinite.
+            TrainingError: the ranks no longer have the same masks or weights.
         """
         start = time.perf_counter()
         recipe, epoch = self.recipe, self.epoch + 1
         voted = epoch > recipe.epochs - recipe.vote_epochs
         if voted:
             self.sparsifier.freeze()
-        count, sums = self._train(epoch, progress)
-        if voted:
-            self.votes.add(self.model, self.sparsifier.masks)
+        count, sums = self._train(epoch, voted, progress)
+        self.check_ranks()
+        if voted and not recipe.follows("votes"):
+            self._vote()
         record = EpochRecord(
             epoch=epoch,
             epochs=recipe.epochs,
@@ -145,7 +166,7 @@ class Session:
             accuracy=self.accuracy(),
             train_accuracy=sums.correct / count,
             density=self.sparsifier.density,
-            lr=self._rate(epoch, self.steps - 1),
+            lr=learning_rate(recipe, epoch * self.steps - 1, self.steps),
             turnover=self.sparsifier.turnover,
             voted=voted,
             seconds=round(time.perf_counter() - start, 3),
@@ -154,40 +175,64 @@ class Session:
         self.history.append(asdict(record))
         return record
 
-    def _train(self, epoch: int, progress: Progress) -> tuple[int, Sums]:
+    def _train(self, epoch: int, voted: bool, progress: Progress) -> tuple[int, Sums]:
         """How many images were seen, and the sums over them."""
-        torch.manual_seed(int(generator(self.recipe.seed, epoch, DROPOUT).integers(1 << 62)))
+        draws = generator(self.recipe.seed, epoch, DROPOUT, self.ranks.rank)
+        torch.manual_seed(int(draws.integers(1 << 62)))
         self.model.train()
-        self.objective.start_epoch(epoch)
+        self.objective.start_epoch(epoch, self.data.train.sizes)
         self.tally.reset()
         count = 0
+        snapshots = self.steps // SNAPSHOT_SHARE if voted and self.recipe.follows("votes") else 0
         what = f"epoch {epoch} of {self.recipe.epochs}"
-        for step, batch in enumerate(self.data.train.raw_epoch(epoch)):
-            self.step(batch, self._rate(epoch, step))
+        for number, batch in enumerate(self.data.train.raw_epoch(epoch)):
+            step = (epoch - 1) * self.steps + number
+            self.step(batch, learning_rate(self.recipe, step, self.steps), step=step, number=number)
             count += len(batch.labels)
-            if (step + 1) % CHECK_EVERY == 0:
+            if number < snapshots:
+                self._vote()
+            if (number + 1) % CHECK_EVERY == 0:
                 self._check_finite(epoch)
-                progress(step + 1, self.steps, what)
+                progress(number + 1, self.steps, what)
         self._check_finite(epoch)
         progress(self.steps, self.steps, what)
-        return count, self.tally.sums()
+        self.objective.end_epoch()
+        self.ranks.spread_buffers(self.model)
+        total, *sums = self.ranks.total([count, *astuple(self.tally.sums())])
+        return int(total), Sums(*sums)
 
-    def _rate(self, epoch: int, step: int) -> float:
-        return learning_rate(self.recipe, (epoch - 1) * self.steps + step, self.steps)
+    def _vote(self) -> None:
+        with self.objective.during_vote():
+            self.votes.add(self.model, self.sparsifier.masks)
 
     def _check_finite(self, epoch: int) -> None:
-        bad = self.tally.first_bad
-        if bad is None:
+        found = [bad for bad in self.ranks.gather(self.tally.first_bad) if bad is not None]
+        if not found:
             return
-        step, loss = bad
-        raise DivergedError(
-            f"the loss became {loss} at step {(epoch - 1) * self.steps + step + 1} (epoch {epoch})",
-            remedy=f"Set a lower lr than {self.recipe.lr:g}, or check the images",
+        step, loss = min(found, key=lambda bad: bad[0])
+        at = (epoch - 1) * self.steps + step + 1
+        self.ranks.settle(
+            DivergedError(
+                f"the loss became {loss} at step {at} (epoch {epoch})",
+                remedy=f"Set a lower lr than {self.recipe.lr:g}, or check the images",
+            )
+        )
+
+    def check_ranks(self) -> None:
+        """Whether all ranks have the same masks, weights and batch-norm statistics.
+
+        Raises:
+            TrainingError: they have not; names the first tensor and the ranks.
+        """
+        masks, state = self.sparsifier.masks, self.model.state_dict()
+        self.ranks.check_same(
+            {f"the mask of {name}": mask for name, mask in masks.items()}
+            | {f"the tensor {name}": value for name, value in state.items()}
         )
 
     def accuracy(self) -> float:
         """Of the model's present weights on the held-out images."""
-        return accuracy(self.model, self.data.validation, self.known)
+        return accuracy(self.model, self.data.validation, self.known, self.ranks)
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values from which ``restore`` goes on bit for bit."""
@@ -196,6 +241,7 @@ class Session:
             "recipe_sha256": self.recipe.hash,
             "held_out_sha256": self.data.held_out.sha256,
             "images": self.data.train.images,
+            "processes": self.ranks.world,
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -221,6 +267,12 @@ class Session:
                 f"{self.recipe.data.train} has changed since the run began",
                 remedy="Restore the images, or start again with another --out",
             )
+        world = state.get("processes", 1)
+        if world != self.ranks.world:
+            raise TrainingError(
+                f"the run was trained by {_processes(world)}, this is {self.ranks.world}",
+                remedy=f"Resume it with {_processes(world)}, or start again with another --out",
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sparsifier.load_state_dict(state["sparsifier"])
@@ -231,14 +283,22 @@ class Session:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Batches, known: int) -> float:
-    """Share of right answers among the first ``known`` logits; the model is put in eval mode."""
+def accuracy(model: nn.Module, batches: Batches, known: int, ranks: Ranks | None = None) -> float:
+    """Share of right answers among the first ``known`` logits; the model is put in eval mode.
+
+    Each of several ranks looks at its own batches, and all of them get the same share.
+    """
     model.eval()
     correct = count = 0
     for x_BCHW, target_B in batches.epoch():
         correct += int((model(x_BCHW)[:, :known].argmax(1) == target_B).sum())
         count += len(target_B)
-    return correct / count
+    total_correct, total = (ranks or Ranks()).total([correct, count])
+    return total_correct / total
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _model(recipe: Recipe, outputs: int) -> tuple[nn.Module, list[str]]:
@@ -270,6 +330,13 @@ def _sparsifier(
         stop=recipe.update.stop,
         dense=recipe.dense,
         seed=recipe.seed,
-        # Trained weights say which connections matter; fresh ones do not.
-        init="magnitude" if recipe.pretrained else "random",
+        init=_init(recipe),
+        cosine_steps=recipe.epochs if recipe.follows("drop-schedule") else None,
     )
+
+
+def _init(recipe: Recipe) -> str:
+    if recipe.pretrained:
+        # Trained weights say which connections matter; fresh ones do not.
+        return "magnitude"
+    return "bernoulli" if recipe.follows("bernoulli") and recipe.rule != "dense" else "random"

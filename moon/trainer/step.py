@@ -142,13 +142,14 @@ class Step:
         self._optimizer.zero_grad(set_to_none=True)
         x_BCHW = self._prepare(batch)
         with self._objective.during_step():
-            with self._autocast():
+            with self.autocast():
                 loss, logits_BK = self._objective(self._model, x_BCHW, batch.labels)
             torch.autograd.backward(loss if batch.share == 1.0 else loss * batch.share)
         self._optimizer.step()
         self._tally.add(loss.detach(), logits_BK.detach(), batch.labels)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 on CUDA, else nothing."""
         if self._device.type == "cuda":
             # Weights change between replays: casts of them must be part of every step.
             return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-import moon.trainer.fit as fit_module
+import moon.trainer.finish as finish_module
 from moon.errors import MoonError
 from moon.trainer.fit import fit
 from moon.trainer.step import Step
@@ -70,7 +70,7 @@ def killing(run: Path, spot: str, number: int) -> Callable[[], object]:
         elif spot == "written":
             _after(Path, "replace", number)
         elif spot == "finish":
-            _before(fit_module, "recompute_batch_norm", number)
+            _before(finish_module, "recompute_batch_norm", number)
         return fit(tiny_recipe(), run, device="cpu", resume=True)
 
     return act

@@ -11,14 +11,8 @@ from moon.data.load import load_pixels
 from moon.data.preprocess import Preprocess
 from moon.data.source import open_source
 from moon.errors import DataError, ImageError, TrainingError
-from moon.trainer.batches import (
-    Batches,
-    MemoryPixels,
-    Pixels,
-    StreamedPixels,
-    _watched,
-    open_pixels,
-)
+from moon.trainer.batches import Batches
+from moon.trainer.pixels import MemoryPixels, Pixels, StreamedPixels, _watched, open_pixels
 
 CPU = torch.device("cpu")
 GREY = Preprocess(crop=(8, 8), mean=(0.3,), std=(0.4,))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import moon.trainer.fit as fit_module
+import moon.trainer.finish as finish_module
 from moon.data.load import load_pixels
 from moon.data.source import open_source
 from moon.errors import BackendError, DataError, DivergedError, TrainingError, UsageError
@@ -267,14 +267,14 @@ def test_resuming_on_changed_images_is_refused(digits_folder: Path, tmp_path: Pa
 
 
 def test_the_sparsity_is_checked_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    recompute = fit_module.recompute_batch_norm
+    recompute = finish_module.recompute_batch_norm
 
     def spoil(model: torch.nn.Module, batches: Any) -> int:
         with torch.no_grad():
             model.get_parameter("stages.1.0.weight").add_(1)
         return recompute(model, batches)
 
-    monkeypatch.setattr(fit_module, "recompute_batch_norm", spoil)
+    monkeypatch.setattr(finish_module, "recompute_batch_norm", spoil)
     with pytest.raises(TrainingError, match=r"stages\.1\.0\.weight should have \d+ connections"):
         fit(tiny_recipe())
 
@@ -306,3 +306,29 @@ def test_cuda_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         fit(tiny_recipe(), tmp_path / "run", device="cuda", report=stop)
     assert same_weights(whole, fit(tiny_recipe(), tmp_path / "run", device="cuda", resume=True))
+
+
+def test_temperature_scaling_ends_a_run(tmp_path: Path) -> None:
+    settings = ("moon.enabled=false", "epochs=3", "data.val=60", "lr=0.2")
+    plain = fit(tiny_recipe(*settings))
+    scaled = fit(tiny_recipe(*settings, "temperature=true"), tmp_path / "run")
+    temperature = scaled.metrics["temperature"]
+    assert 0 < temperature != 1
+    head = plain.state["head.weight"]
+    assert torch.allclose(scaled.state["head.weight"], head / temperature, rtol=1e-6)
+    assert torch.equal(scaled.state["head.weight"] != 0, head != 0)
+    # Half of the images fitted it; calibration gets the others alone.
+    assert plain.validation.indices is not None
+    assert scaled.validation.indices == plain.validation.indices[1::2]
+    assert scaled.metrics["validation_images"] == 30
+    assert "temperature" in (tmp_path / "run" / "log.txt").read_text()
+    assert "temperature" not in plain.metrics
+
+
+def test_a_checkpoint_accounts_for_training(tmp_path: Path) -> None:
+    checkpoint = fit(tiny_recipe("epochs=3", "moon.vote_epochs=1"))
+    memory = checkpoint.metrics["memory"]
+    weights = checkpoint.metrics["weights"]
+    assert memory["batch_size"] == 32
+    assert memory["slot_bytes"] >= 4 * weights and memory["gradient_bytes"] >= 4 * weights
+    assert all(layer.mask_bytes is not None for layer in checkpoint.layers)
