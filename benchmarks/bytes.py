@@ -27,9 +27,9 @@ from moon.export.head import add_head
 from moon.export.pack import VALUES, WEIGHTS, pack, round_values
 from moon.export.trace import trace
 from moon.runtime.onnxruntime import open_session
-from moon.trainer.budget import counts, densities
 from moon.trainer.models import build
-from moon.trainer.topology import find_layers, generator, random_mask
+from moon.trainer.sparsity.budget import counts, densities
+from moon.trainer.sparsity.topology import find_layers, generator, random_mask
 
 OUTPUTS, SIZE = 11, (32, 32)
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moon.trainer.loss import UnknownAwareLoss
 from moon.trainer.models import build
-from moon.trainer.sparsifier import Sparsifier
+from moon.trainer.objective.loss import UnknownAwareLoss
+from moon.trainer.sparsity.sparsifier import Sparsifier
 from moon.trainer.voting import Votes, recompute_batch_norm
 
 VARIANTS = ("dense", "sparse", "moon")

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training_loops import VARIANTS, Loop, add_arguments, pixels
-from moon.trainer.accounts import account
+from moon.trainer.accounting.accounts import account
 
 STEPS = 3
 STATUS = Path("/proc/self/status")

@@ -123,7 +123,7 @@ def run_facts(run: Path) -> dict[str, Any]:
 
 def _training_row(plain: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's layer has beside a bundle's: bytes, and its share of the training FLOPs."""
-    from moon.trainer.costs import LayerCost, training_flops
+    from moon.trainer.accounting.costs import LayerCost, training_flops
 
     cost = LayerCost(**{**layer, "shape": tuple(layer["shape"])})
     recipe, metrics = plain["recipe"], plain["metrics"]

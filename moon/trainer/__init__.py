@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from moon.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from moon.trainer.accounts import Accounts, account
+    from moon.trainer.accounting.accounts import Accounts, account
+    from moon.trainer.accounting.flops import LayerCost, count_flops, training_flops
     from moon.trainer.checkpoint import Checkpoint
-    from moon.trainer.flops import LayerCost, count_flops, training_flops
-    from moon.trainer.loss import AutoWeight, UnknownAwareLoss
+    from moon.trainer.objective.loss import AutoWeight, UnknownAwareLoss
     from moon.trainer.recipe import Recipe
-    from moon.trainer.sparsifier import Sparsifier
+    from moon.trainer.sparsity.sparsifier import Sparsifier
     from moon.trainer.voting import Votes, recompute_batch_norm
 
 __all__ = [
@@ -37,18 +37,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Accounts": "accounts",
-    "AutoWeight": "loss",
+    "Accounts": "accounting.accounts",
+    "AutoWeight": "objective.loss",
     "Checkpoint": "checkpoint",
-    "LayerCost": "flops",
+    "LayerCost": "accounting.costs",
     "Recipe": "recipe",
-    "Sparsifier": "sparsifier",
-    "UnknownAwareLoss": "loss",
+    "Sparsifier": "sparsity.sparsifier",
+    "UnknownAwareLoss": "objective.loss",
     "Votes": "voting",
-    "account": "accounts",
-    "count_flops": "flops",
+    "account": "accounting.accounts",
+    "count_flops": "accounting.flops",
     "recompute_batch_norm": "voting",
-    "training_flops": "flops",
+    "training_flops": "accounting.costs",
 }
 
 

@@ -24,7 +24,7 @@ from moon.data.preprocess import Preprocess
 from moon.errors import MoonError, TrainingError
 from moon.fields import Fields
 from moon.files import sha256_bytes, write_bytes, write_json
-from moon.trainer.flops import LayerCost
+from moon.trainer.accounting.flops import LayerCost
 from moon.trainer.models import build
 from moon.trainer.recipe import Recipe
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from moon.errors import CalibrationError, TrainingError
 from moon.progress import Progress
-from moon.trainer.accounts import Accounts, account
+from moon.trainer.accounting.accounts import Accounts, account
+from moon.trainer.accounting.costs import LayerCost, training_flops
 from moon.trainer.checkpoint import Checkpoint, versions
-from moon.trainer.costs import LayerCost, training_flops
 from moon.trainer.device import describe
 from moon.trainer.recipe import MOVING_RULES
 from moon.trainer.session import Session

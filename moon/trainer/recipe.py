@@ -16,7 +16,7 @@ from moon.files import canonical_json
 from moon.trainer.keys import apply_overrides, parse_toml, read, to_dict
 from moon.trainer.methods import CigLRecipe, DacRecipe, LogitNormRecipe, MixupRecipe, VosRecipe
 from moon.trainer.ranges import at_least, one_of, require
-from moon.trainer.structure import parse_structure
+from moon.trainer.sparsity.structure import parse_structure
 
 __all__ = [
     "AUGMENTS",

@@ -19,12 +19,12 @@ from moon.trainer.augment import DROPOUT, generator
 from moon.trainer.batches import Batches
 from moon.trainer.dataset import Dataset
 from moon.trainer.models import build
-from moon.trainer.objective import Objective
+from moon.trainer.objective.objective import Objective
 from moon.trainer.pretrained import load_pretrained
 from moon.trainer.ranks import Ranks
 from moon.trainer.rate import learning_rate
 from moon.trainer.recipe import Recipe
-from moon.trainer.sparsifier import Sparsifier
+from moon.trainer.sparsity.sparsifier import Sparsifier
 from moon.trainer.step import Step, Sums, Tally
 from moon.trainer.voting import Votes
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moon.trainer.batches import RawBatch
-from moon.trainer.objective import Objective
-from moon.trainer.sparsifier import Sparsifier
+from moon.trainer.objective.objective import Objective
+from moon.trainer.sparsity.sparsifier import Sparsifier
 
 __all__ = ["Step", "Sums", "Tally"]
 

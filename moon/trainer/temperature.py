@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from moon.errors import CalibrationError, UsageError
 from moon.evaluation.reliability import ece
-from moon.trainer.topology import unwrap
+from moon.trainer.sparsity.topology import unwrap
 
 __all__ = ["Temperature", "fit_temperature", "fold_temperature_"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from moon.errors import TrainingError
-from moon.trainer.topology import unwrap
+from moon.trainer.sparsity.topology import unwrap
 
 __all__ = ["Votes", "recompute_batch_norm"]
 

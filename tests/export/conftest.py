@@ -15,12 +15,12 @@ from moon.data.load import data_sha256, load_pixels
 from moon.data.preprocess import Preprocess
 from moon.data.source import open_source
 from moon.export.trace import trace
-from moon.trainer.budget import counts, densities
+from moon.trainer.accounting.flops import count_flops
 from moon.trainer.checkpoint import Checkpoint, Validation, versions
-from moon.trainer.flops import count_flops
 from moon.trainer.models import build
 from moon.trainer.recipe import Recipe
-from moon.trainer.topology import find_layers, generator, random_mask
+from moon.trainer.sparsity.budget import counts, densities
+from moon.trainer.sparsity.topology import find_layers, generator, random_mask
 
 PREPROCESS = Preprocess(crop=(8, 8), mean=(0.3,), std=(0.4,))
 TRAIN, TEST = "sklearn:digits#train", "sklearn:digits#test"

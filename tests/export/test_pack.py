@@ -20,9 +20,9 @@ from moon.export.head import add_head
 from moon.export.pack import pack, round_values
 from moon.export.session import run
 from moon.export.trace import trace
-from moon.trainer.budget import counts, densities
 from moon.trainer.models import build
-from moon.trainer.topology import find_layers, generator, random_mask
+from moon.trainer.sparsity.budget import counts, densities
+from moon.trainer.sparsity.topology import find_layers, generator, random_mask
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((7, 3, 8, 8)).astype(np.float32)

@@ -25,8 +25,7 @@ import moon.trainer.finish as finish_module
 from moon.errors import MoonError
 from moon.trainer.fit import fit
 from moon.trainer.step import Step
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 
 def forked(action: Callable[[], object]) -> int:
@@ -62,7 +61,7 @@ def killing(run: Path, spot: str, number: int) -> Callable[[], object]:
             _before(Step, "_compute", number)
         elif spot == "update":
             # After the topology has changed and before the optimizer has moved the weights.
-            from moon.trainer.sparsifier import Sparsifier
+            from moon.trainer.sparsity.sparsifier import Sparsifier
 
             _after(Sparsifier, "_update", number)
         elif spot == "half-written":

@@ -30,9 +30,8 @@ from moon.trainer.checkpoint import Checkpoint
 from moon.trainer.fit import fit
 from moon.trainer.ranks import joined
 from moon.trainer.session import Session
-
-from .killable import facts, outcome
-from .recipes_small import tiny_recipe
+from tests.trainer.killable import facts, outcome
+from tests.trainer.recipes_small import tiny_recipe
 
 Outcome = dict[str, Any]
 

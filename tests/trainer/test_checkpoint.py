@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from moon.errors import MoonError, TrainingError
+from moon.trainer.accounting.flops import count_flops
 from moon.trainer.checkpoint import Checkpoint, Validation, versions
-from moon.trainer.flops import count_flops
 from moon.trainer.models import build
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 
 def make(seed: int = 0) -> Checkpoint:

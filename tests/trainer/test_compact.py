@@ -14,8 +14,7 @@ from torch import Tensor
 from moon.errors import TrainingError
 from moon.trainer.checkpoint import Checkpoint
 from moon.trainer.compact import _digest, load_compact, save_compact
-
-from .test_checkpoint import make
+from tests.trainer.test_checkpoint import make
 
 
 def bits(tensor: Tensor) -> bytes:

@@ -10,8 +10,7 @@ from moon.data.load import data_sha256
 from moon.data.source import open_source
 from moon.errors import DataError
 from moon.trainer.dataset import Dataset, open_dataset
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 RGB = ("data.preprocess.mean=.5,.5,.5", "data.preprocess.std=.5,.5,.5", "batch_size=2")
 

@@ -13,8 +13,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moon.trainer.loss import UnknownAwareLoss
-from moon.trainer.sparsifier import Sparsifier
+from moon.trainer.objective.loss import UnknownAwareLoss
+from moon.trainer.sparsity.sparsifier import Sparsifier
 
 pytestmark = pytest.mark.slow
 

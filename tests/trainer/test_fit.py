@@ -20,8 +20,7 @@ from moon.trainer.fit import EpochRecord, fit
 from moon.trainer.session import Session
 from moon.trainer.step import Tally
 from moon.trainer.voting import Votes
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 CPU = torch.device("cpu")
 

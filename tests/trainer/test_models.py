@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moon.errors import UsageError
-from moon.trainer.flops import count_flops
+from moon.trainer.accounting.flops import count_flops
 from moon.trainer.models import build, first_conv, head_name
 
 

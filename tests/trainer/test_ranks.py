@@ -29,7 +29,7 @@ from moon.errors import (
 )
 from moon.trainer.batches import Batches, RawBatch, slice_of
 from moon.trainer.device import find_device
-from moon.trainer.loss import AutoWeight
+from moon.trainer.objective.loss import AutoWeight
 from moon.trainer.pixels import MemoryPixels
 from moon.trainer.ranks import EndedError, Failure, Launch, Ranks, joined, stoppable
 

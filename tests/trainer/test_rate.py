@@ -5,8 +5,7 @@ import math
 import pytest
 
 from moon.trainer.rate import learning_rate
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 
 def test_moon_falls_to_its_plateau_and_stays_while_voting() -> None:

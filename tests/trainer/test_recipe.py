@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from moon.data.preprocess import Preprocess
 from moon.errors import RecipeError
-from moon.trainer import budget
 from moon.trainer.keys import dotted_keys
 from moon.trainer.methods import MixupRecipe
 from moon.trainer.recipe import (
@@ -22,9 +21,9 @@ from moon.trainer.recipe import (
     Recipe,
     UpdateRecipe,
 )
-from moon.trainer.rules import rule_names
-
-from .recipes_small import tiny_recipe
+from moon.trainer.sparsity import budget
+from moon.trainer.sparsity.rules import rule_names
+from tests.trainer.recipes_small import tiny_recipe
 
 TEXTS = st.text(min_size=1, max_size=20).filter(lambda text: bool(text.strip()))
 UNIT = st.floats(0.01, 0.99)

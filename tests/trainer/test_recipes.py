@@ -8,8 +8,7 @@ import pytest
 from moon.errors import RecipeError
 from moon.trainer.recipe import Recipe
 from moon.trainer.recipes import RECIPES, SPARSITIES, find_recipe
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 NAME = re.compile(
     r"(digits|mnist|fashionmnist|cifar10|cifar100|imagenet)"

@@ -9,8 +9,7 @@ import torch
 from moon.errors import MoonError, TrainingError, UsageError
 from moon.trainer.recipe import Recipe
 from moon.trainer.runlog import RunFolder
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 CPU = torch.device("cpu")
 RECIPE = tiny_recipe().resolved()

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from moon.trainer.batches import RawBatch
-from moon.trainer.objective import Objective
-from moon.trainer.sparsifier import Sparsifier
+from moon.trainer.objective.objective import Objective
+from moon.trainer.sparsity.sparsifier import Sparsifier
 from moon.trainer.step import WARM_UP, Step, Tally, _Graph
-
-from .recipes_small import tiny_recipe
+from tests.trainer.recipes_small import tiny_recipe
 
 CPU = torch.device("cpu")
 
@@ -121,7 +120,7 @@ def test_replays_with_updates_between_equal_the_eager_path(
         return _Graph(replay=replay, batch=static, buffers=buffers)
 
     monkeypatch.setattr("moon.trainer.step._capture", capture)
-    monkeypatch.setattr("moon.trainer.sparsifier._capturing", lambda: capturing[0])
+    monkeypatch.setattr("moon.trainer.sparsity.sparsifier._capturing", lambda: capturing[0])
     results = []
     for graphs in (False, True):
         model, step, _ = _parts(density=0.5)

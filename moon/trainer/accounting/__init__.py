@@ -1,0 +1,1 @@
+"""What a model costs in FLOPs and bytes, to run and to train."""

@@ -1,0 +1,1 @@
+"""What is minimised: the unknown-aware loss, and methods to compare it with."""

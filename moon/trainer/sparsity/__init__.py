@@ -1,0 +1,1 @@
+"""Which connections a network has, and how they change as it trains."""
