@@ -16,7 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs import Job, Pool, StoppedError, TestSets
+from jobs import Job, TestSets
+from pool import Pool, StoppedError
 from spread import Grid, environment, environment_note, figures, shown, summary
 
 from moon.cli.options import named_sources

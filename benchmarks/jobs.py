@@ -1,33 +1,30 @@
-"""Runs side by side: each a process of its own, resumable, none stopped by another's failure.
+"""What is to be done of a run and what is there of it already.
 
 Under OUT, `NAME-seedS/run` is the run of a recipe, `NAME-seedS/result-KEY.json` what was measured
 of it, and `logs/NAME-seedS.txt` what its process said on stderr. `checkpoints/NAME-seedS.moonckpt`
 is the same run as one small file (`moon.trainer.compact`), to be measured elsewhere.
+
+A result counts for the weights and the test images it was measured on: when either have changed,
+by content, they are measured again. `NAME-seedS/images.json` has the fingerprint of the training
+images, and a run is refused, not reused, once they are others. `NAME-seedS/packed.json` says which
+weights the compact file holds.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 
-from moon.errors import MoonError, UsageError
+from fingerprint import fingerprint
+
+from moon.errors import MoonError
 from moon.files import canonical_json, sha256_bytes, sha256_file, write_json
 from moon.trainer.compact import SUFFIX
 from moon.trainer.recipe import Recipe
 
-WORKER = Path(__file__).with_name("worker.py")
-# Seconds between two lines of one run.
-EVERY = 10.0
-Say = Callable[[str], None]
+IMAGES = "images.json"
+PACKED = "packed.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +52,14 @@ class TestSets:
             "id": call("id", self.known),
             "near": {name: call(name, source) for name, source in self.near.items()},
             "far": {name: call(name, source) for name, source in self.far.items()},
+        }
+
+    def contents(self) -> dict[str, object]:
+        """A fingerprint of every set."""
+        return {
+            "id": fingerprint(self.known),
+            "near": {name: fingerprint(source) for name, source in self.near.items()},
+            "far": {name: fingerprint(source) for name, source in self.far.items()},
         }
 
 
@@ -108,26 +113,39 @@ class Job:
         return self.out / self.name / f"result-{name}.json"
 
     def result(self) -> dict | None:
-        """What was measured, unless the weights have changed since."""
-        try:
-            found = json.loads(self.result_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """What was measured, unless the weights or the test images have changed since."""
+        found = _json(self.result_path)
+        if found is None or self.sets is None:
             return None
         now = identity(self.weights)
-        return None if now is not None and now != found.get("identity") else found
+        if now is not None and now != found.get("identity"):
+            return None
+        contents = self.sets.contents()
+        return found if found.get("contents", contents) == contents else None
 
     @property
     def todo(self) -> str:
         """What is left: `train`, `pack`, `measure`, "not trained" where it may not be, or ""."""
-        if self.train and not (self.trained and self._same_recipe()):
-            return "train"  # A run of another recipe is for the worker to refuse.
+        if self.train and not (self.trained and self._same_recipe() and not self._other_images()):
+            return "train"  # A run of another recipe or other images is for the worker to refuse.
         if self.sets is not None and self.result() is not None:
             return ""
         if not self.weights.exists() or (self.weights == self.run and not self.trained):
             return "" if self.sets is None else "not trained"
         if self.sets is not None:
             return "measure"
-        return "pack" if self.pack and not self.pack.exists() else ""
+        return "" if self.pack is None or self._is_packed(self.pack) else "pack"
+
+    def _is_packed(self, pack: Path) -> bool:
+        """Whether the compact file is whole and of the run's present weights."""
+        there = _json(self.out / self.name / PACKED)
+        return there is not None and there == {"run": identity(self.run), "file": identity(pack)}
+
+    def _other_images(self) -> bool:
+        """Whether the run that is there was begun with other training images than there are."""
+        there = _json(self.out / self.name / IMAGES)
+        begun = self.trained or (self.run / "last").exists()
+        return begun and there is not None and there["train"] != fingerprint(self.recipe.data.train)
 
     def _same_recipe(self) -> bool:
         try:
@@ -140,6 +158,10 @@ class Job:
     def write(self) -> Path:
         """The file that tells a worker all this."""
         path = self.out / self.name / "job.json"
+        changed = self.train and self._other_images()
+        if self.train and not (self.trained or (self.run / "last").exists()):
+            images = {"train": fingerprint(self.recipe.data.train)}
+            write_json(self.out / self.name / IMAGES, images)
         result = None if self.sets is None else str(self.result_path)
         pack = self.train and self.pack
         job = {
@@ -147,15 +169,25 @@ class Job:
             "train_as": self.train_as,
             "run_hash": run_hash(self.recipe, self.train_as),
             "train": self.train and not self.trained,
+            "changed": changed,
             "weights": str(self.weights),
             "pack": str(pack) if pack else None,
+            "packed": str(self.out / self.name / PACKED),
             "sets": None if self.sets is None else self.sets.to_json(),
             "result": result,
             "key": self.key,
+            "contents": None if self.sets is None else self.sets.contents(),
             "device": self.device,
         }
         write_json(path, job)
         return path
+
+
+def _json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def run_hash(recipe: Recipe, train_as: str) -> str:
@@ -172,108 +204,3 @@ def identity(weights: Path) -> str | None:
         return str(facts["file"]["sha256"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-class StoppedError(Exception):
-    """Ctrl-C or SIGTERM; all workers have ended, and every run can be taken up again."""
-
-
-class Pool:
-    """Workers, so many at a time.
-
-    Args:
-        parallel: how many.
-        say: told a line now and then.
-    """
-
-    def __init__(self, parallel: int, say: Say) -> None:
-        if parallel < 1:
-            raise UsageError(f"--jobs must be at least 1, got {parallel}")
-        self._parallel, self._say = parallel, say
-        self._running: set[subprocess.Popen] = set()
-        self._lock = Lock()
-        self._stopped = False
-
-    def run(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Do what is left of the jobs.
-
-        Returns:
-            Why each job failed that did, by name.
-
-        Raises:
-            StoppedError: stopped from outside.
-        """
-        before = signal.signal(signal.SIGTERM, _interrupt)
-        failures: dict[str, str] = {}
-        try:
-            with ThreadPoolExecutor(self._parallel) as threads:
-                pending = [
-                    (job, threads.submit(self._one, job, f"[{i}/{len(jobs)}] {job.name}"))
-                    for i, job in enumerate(jobs, 1)
-                ]
-                try:
-                    for job, future in pending:
-                        if reason := future.result():
-                            failures[job.name] = reason
-                except KeyboardInterrupt:
-                    self._stop()
-                    raise StoppedError from None
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return failures
-
-    def _one(self, job: Job, title: str) -> str:
-        """Run one job; why it failed, or ""."""
-        log = job.out / "logs" / f"{job.name}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        path = job.write()
-        with log.open("wb") as errors:
-            with self._lock:
-                if self._stopped:
-                    return "stopped"
-                process = subprocess.Popen(
-                    [sys.executable, WORKER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=errors, text=True, env=self._environment(), start_new_session=True,
-                )  # fmt: skip
-                self._running.add(process)
-            with process:
-                self._tell(process, title)
-                # Before stdin is closed, which would end it.
-                code = process.wait()
-            with self._lock:
-                self._running.discard(process)
-        if self._stopped:
-            return "stopped"
-        if code == 0:
-            self._say(f"{title}: done")
-            return ""
-        reason = _last_line(log) or f"its process ended with {code}"
-        self._say(f"{title}: FAILED: {reason}")
-        return reason
-
-    def _tell(self, process: subprocess.Popen, title: str) -> None:
-        """Pass on the worker's lines, the first and then one every few seconds."""
-        told = 0.0
-        for line in process.stdout or ():
-            if time.monotonic() - told >= EVERY:
-                told = time.monotonic()
-                self._say(f"{title}: {line.rstrip()}")
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                process.kill()
-
-    def _environment(self) -> dict[str, str]:
-        threads = max(1, (os.cpu_count() or 1) // self._parallel)
-        return {"OMP_NUM_THREADS": str(threads), **os.environ}
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt

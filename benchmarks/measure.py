@@ -52,8 +52,8 @@ def measure(
     torch.backends.cudnn.allow_tf32 = False
     seer = _Seer(checkpoint, torch.device(device), limit, jpeg)
     source = open_source(known)
-    say(f"evaluating on {len(source):,} known images")
     chosen = sample(source, limit)
+    say(f"evaluating on {len(chosen):,} known images")
     labels = known_labels(source, chosen, checkpoint.classes)
     answers = seer.look(source)
     seen: dict[str, dict[str, Observed]] = {"near": {}, "far": {}}

@@ -27,9 +27,10 @@ import sys
 from pathlib import Path
 
 from image_sets import PROTOCOLS, Found, Places, listed
-from jobs import Job, Pool, StoppedError, TestSets
+from jobs import Job, TestSets
 from paper_tables import TABLES, PaperTable
 from paper_view import Line, list_rows, tell_table, tell_trained
+from pool import Pool, StoppedError
 from spread import Grid, seeds
 
 from moon.cli.options import named_sources
@@ -83,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
             return _list_tables(args)
         raise UsageError("which table?", remedy=f"--table one of {listed(TABLES)}; --list explains")
     table = _table(args.table)
-    seeds(args.seeds)
+    _check_measuring(args)
     sets, missing = _test_sets(args, table)
     lines = _lines(args, table, sets, missing)
     if args.list:
@@ -101,6 +102,15 @@ def _run(args: argparse.Namespace) -> int:
     for name, reason in reasons.items():
         print(f"paper: {name}: {reason}", file=sys.stderr)
     return 1 if reasons else 0
+
+
+def _check_measuring(args: argparse.Namespace) -> None:
+    """Find mistakes before hours of training that would show only after it."""
+    seeds(args.seeds)
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit must be at least 1, got {args.limit}")
+    if args.jpeg is not None and not 1 <= args.jpeg <= 100:
+        raise UsageError(f"--jpeg must be a quality from 1 to 100, got {args.jpeg}")
 
 
 def _table(name: str) -> PaperTable:
@@ -137,11 +147,20 @@ def _test_sets(args: argparse.Namespace, table: PaperTable) -> tuple[TestSets | 
     return sets, missing
 
 
+def _training(args: argparse.Namespace, table: PaperTable) -> tuple[str, Found | str]:
+    """The name of the training set, and its place, or why it is not there."""
+    name = f"{PROTOCOLS[table.data].known}-train"
+    for setting in reversed(args.set):
+        key, _, source = setting.partition("=")
+        if key.strip() == "data.train":
+            return name, Found(source=source.strip(), portable=source.strip())
+    return name, _places(args).find(name)
+
+
 def _lines(
     args: argparse.Namespace, table: PaperTable, sets: TestSets | None, missing: list[str]
 ) -> list[Line]:
-    name = f"{PROTOCOLS[table.data].known}-train"
-    train = _places(args).find(name)
+    name, train = _training(args, table)
     reason = ""
     if isinstance(train, str) and not (args.evaluate_only or args.show):
         reason = train
@@ -192,13 +211,14 @@ def _list_tables(args: argparse.Namespace) -> int:
     rows = []
     for name, table in TABLES.items():
         _, missing = _test_sets(args, table)
-        train = _places(args).find(f"{PROTOCOLS[table.data].known}-train")
+        _, train = _training(args, table)
         lacks = [*([f"training images: {train}"] if isinstance(train, str) else []), *missing]
-        what = "paper's figures" if table.numbered else "our grouping"
+        ours = "our grouping" if table.published else "not the paper's"
+        what = "paper's figures" if table.numbered else ours
         rows.append(
             (name, table.title_of(None), str(len(table.rows)), what, f"{len(lacks)} sets missing")
         )
-    columns = ("table", "what", "rows", "", "data")
+    columns = ("table", "what", "rows", "figures", "data")
     Grid(
         title="Tables", columns=columns, rows=rows, notes=("--table NAME --list: more",), texts=5
     ).show()

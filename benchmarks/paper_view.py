@@ -39,9 +39,12 @@ def list_rows(lines: list[Line], missing: list[str]) -> None:
         for line in lines
     ]
     Grid(
-        title="Rows", columns=("row", "recipe", "by seed"), rows=rows, notes=missing, texts=3
+        title="Rows",
+        columns=("row", "recipe", "by seed"),
+        rows=rows,
+        notes=[*_same(lines), *missing],
+        texts=3,
     ).show()
-    return 0
 
 
 def tell_trained(lines: list[Line]) -> None:
@@ -61,7 +64,7 @@ def tell_table(
     """Print the table and write it as JSON and Markdown."""
     results = [[r for job in line.jobs if (r := job.result()) is not None] for line in lines]
     measured = [figures(found) for found in results]
-    notes = _alike(lines, measured)
+    notes = [*_alike(lines, measured), *_same(lines)]
     notes += _notes(args, table, lines, missing, [r for found in results for r in found])
     grid = Grid(
         title=f"{table.title_of(args.model)}; near and far: AUROC of {args.score}, %; ± over seeds",
@@ -133,18 +136,36 @@ def _notes(
     if results:
         held = {result["model"].get("training_images") for result in results}
         notes.append(f"trained on {listed([f'{n:,}' for n in sorted(filter(None, held))])} images, "
-                     "the held-out ones taken from the training set")  # fmt: skip
+                     "the held-out ones taken from the training set"
+                     + ("; published runs hold none out" if table.published else "")
+                     )  # fmt: skip
     return [*notes, environment_note(results)]
 
 
 def _alike(lines: list[Line], measured: list[dict[str, Any]]) -> list[str]:
     """Different recipes whose every figure is the same, which chance does not do."""
-    named: dict[str, list[str]] = {}
+    named: dict[str, dict[str, str]] = {}
     for line, found in zip(lines, measured, strict=True):
         if found["accuracy"]["n"]:
-            named.setdefault(repr(found), []).append(line.row.label)
+            label = line.row.label
+            run = label if line.recipe is None else line.recipe.hash
+            named.setdefault(repr(found), {}).setdefault(run, label)
     return [
-        f"WARNING: {listed(labels)} have identical figures: was one trained without its method?"
+        f"WARNING: {listed(list(labels.values()))} have identical figures: was one trained without "
+        "its method?"
+        for labels in named.values()
+        if len(labels) > 1
+    ]
+
+
+def _same(lines: list[Line]) -> list[str]:
+    """Rows whose settings come to one recipe, as epochs rounded to whole ones do."""
+    named: dict[str, list[str]] = {}
+    for line in lines:
+        if line.recipe is not None:
+            named.setdefault(line.recipe.hash, []).append(line.row.label)
+    return [
+        f"{listed(labels)}: one recipe, and one run, at this number of epochs"
         for labels in named.values()
         if len(labels) > 1
     ]
@@ -156,6 +177,6 @@ def _departures(args: argparse.Namespace, table: PaperTable, lines: list[Line]) 
     as_paper = all(pair == (table.model, PAPER_EPOCHS) for pair in trained) and not args.set
     if as_paper or not table.published:
         return []
-    said = listed([f"{model} for {epochs} epochs" for model, epochs in sorted(trained)])
+    said = listed([f"{model} for {n} epoch{'s'[: n > 1]}" for model, n in sorted(trained)])
     also = f", {listed(args.set)}" if args.set else ""
     return [f"the paper trains {table.model} for {PAPER_EPOCHS} epochs; these runs: {said}{also}"]

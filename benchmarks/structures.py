@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import Job, Pool, StoppedError, TestSets
+from jobs import Job, TestSets
+from pool import Pool, StoppedError
 from spread import Grid, environment, environment_note, seeds, shown, summary
 
 from moon.errors import MoonError, RecipeError, UsageError

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.training_loops import CLASSES, pixels, seconds
 from moon.trainer.dataset import open_dataset
+from moon.trainer.device import reproducible
 from moon.trainer.recipes import find_recipe
 from moon.trainer.session import Session
 
@@ -89,6 +90,14 @@ def whole_steps(
     ``step_seconds`` is the median of the rounds; ``mean_seconds`` is over 200 steps on end,
     topology updates included, and ``run_seconds`` that for all steps of the given epochs.
     """
+    # As `fit` does: it decides which kernels cuDNN takes.
+    with reproducible(torch.device(options.device)):
+        return _whole_steps(options, take_turns)
+
+
+def _whole_steps(
+    options: argparse.Namespace, take_turns: Callable[..., dict[str, list[float]]]
+) -> dict[str, Any]:
     kinds = {"eager": False, "graphs": True} if options.device == "cuda" else {"eager": False}
     loops = {name: WholeStep(options, graphs=graphs) for name, graphs in kinds.items()}
     rounds = take_turns(loops, options.rounds, options.steps)

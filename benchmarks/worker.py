@@ -42,6 +42,8 @@ def do(job: dict) -> None:
     checkpoint = _checkpoint(job)
     if job["pack"]:
         size = save_compact(checkpoint, job["pack"])
+        of = {"run": identity(Path(job["weights"])), "file": identity(Path(job["pack"]))}
+        write_json(job["packed"], of)
         _say(f"packed into {job['pack']}, {size / 1e6:.1f} MB")
     if job["result"]:
         sets = job["sets"]
@@ -54,13 +56,22 @@ def do(job: dict) -> None:
             jpeg=sets["jpeg"],
             say=_say,
         )
-        facts = {"key": job["key"], "identity": identity(Path(job["weights"]))}
+        facts = {
+            "key": job["key"],
+            "identity": identity(Path(job["weights"])),
+            "contents": job["contents"],
+        }
         write_json(job["result"], {**facts, **figures})
 
 
 def _checkpoint(job: dict) -> Checkpoint:
     """The weights: trained here, or of the file or finished run that the job names."""
     weights = Path(job["weights"])
+    if job["changed"]:
+        raise UsageError(
+            f"{weights} was begun with other training images than are there now",
+            remedy="Restore them, or give another --out",
+        )
     if job["train"]:
         recipe = Recipe.from_dict(job["recipe"])
         return fit(recipe, weights, device=job["device"], resume=True, report=_report)

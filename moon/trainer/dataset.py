@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,7 @@ def open_dataset(
     ranks = ranks or Ranks()
     with ranks.in_turn():
         train, held_out, classes = _parts(recipe)
+    _check_outliers(recipe, train, classes)
     scaling = None
     if recipe.temperature:
         scaling, held_out = _halves(held_out)
@@ -151,6 +153,22 @@ def _halves(part: _Part) -> tuple[_Part, _Part]:
         for start in (0, 1)
     )
     return first, second
+
+
+def _check_outliers(recipe: Recipe, train: _Part, classes: tuple[str, ...]) -> None:
+    """Virtual outliers begin with the first epoch that finds the queue of every class full."""
+    if recipe.vos is None:
+        return
+    images = np.bincount(train.labels, minlength=len(classes))
+    rarest = int(images.argmin())
+    needed = math.ceil(recipe.vos.queue / max(1, int(images[rarest]))) + 1
+    if needed > recipe.epochs:
+        raise DataError(
+            f"vos would never begin: the {images[rarest]} training images of the class "
+            f"{classes[rarest]} do not fill a queue of {recipe.vos.queue} within "
+            f"{recipe.epochs - 1} epochs",
+            remedy=f"Set vos.queue lower, or epochs to at least {needed}",
+        )
 
 
 def _labels(source: Source) -> npt.NDArray[np.int64]:

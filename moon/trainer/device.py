@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -62,10 +62,14 @@ def describe(device: torch.device) -> str:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Leave the caller's generators alone, and have cuDNN add in a fixed order."""
-    devices = [device] if device.type == "cuda" else []
+    """Leave the caller's generators alone, and have cuDNN add in a fixed order.
+
+    A CUDA device is the current one meanwhile.
+    """
+    cuda = device.type == "cuda"
     cudnn = torch.backends.cudnn
-    with torch.random.fork_rng(devices=devices):
+    current = torch.cuda.device(device) if cuda else nullcontext()
+    with current, torch.random.fork_rng(devices=[device] if cuda else []):
         before = cudnn.deterministic, cudnn.benchmark
         cudnn.deterministic, cudnn.benchmark = True, False
         try:

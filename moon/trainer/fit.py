@@ -219,7 +219,7 @@ def _log_start(session: Session, folder: RunFolder) -> None:
     )
     for note in session.notes:
         folder.log(note)
-    if recipe.moon.enabled and recipe.moon.vote and not recipe.vote_epochs:
+    if recipe.votes and not recipe.vote_epochs:
         folder.log(f"nothing votes: moon.vote_epochs is 0 of {recipe.epochs} epochs")
     for name, density in session.sparsifier.densities.items():
         folder.log(f"density of {name}: {density:.4f}")

@@ -18,6 +18,8 @@ __all__ = ["load_pretrained"]
 # What training scripts commonly wrap a state dict in, and prepend to its names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+# What a run's checkpoint holds besides: the topology of the new run is its own.
+_MASK = "mask:"
 _FILE_KINDS = (".pt", ".pth", ".safetensors")
 
 
@@ -116,7 +118,8 @@ def _plain_state(table: Any, source: str) -> dict[str, Tensor]:
             raise TrainingError(f"in {source} {key} is no tensor", remedy="Save model.state_dict()")
         for prefix in _PREFIXES:
             key = key.removeprefix(prefix)
-        state[key] = value
+        if not key.startswith(_MASK):
+            state[key] = value
     return state
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from moon.errors import RecipeError
+
+# What float32 can hold with room for products; beyond it nothing is meant.
+LARGEST = 1e30
 
 __all__ = ["at_least", "one_of", "positive", "require", "share"]
 
@@ -21,15 +23,17 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def at_least(key: str, value: float, least: float) -> None:
-    """A finite number no smaller than ``least``."""
+    """A number no smaller than ``least``, and not absurdly large."""
     what = "a whole number" if isinstance(value, int) else "a number"
-    good = math.isfinite(value) and value >= least
-    require(good, f"{key} is {value}", f"Give {what} of at least {least}")
+    above = f"and at most {LARGEST:g}" if value > LARGEST else ""
+    good = least <= value <= LARGEST
+    require(good, f"{key} is {value}", f"Give {what} of at least {least} {above}".rstrip())
 
 
 def positive(key: str, value: float) -> None:
-    """A finite number above zero."""
-    require(math.isfinite(value) and value > 0, f"{key} is {value}", "Give a number above 0")
+    """A number above zero, and not absurdly large."""
+    above = f" and at most {LARGEST:g}" if value > LARGEST else ""
+    require(0 < value <= LARGEST, f"{key} is {value}", f"Give a number above 0{above}")
 
 
 def share(key: str, value: float) -> None:

@@ -15,7 +15,7 @@ from moon.errors import RecipeError, UsageError
 from moon.files import canonical_json
 from moon.trainer.keys import apply_overrides, parse_toml, read, to_dict
 from moon.trainer.methods import CigLRecipe, DacRecipe, LogitNormRecipe, MixupRecipe, VosRecipe
-from moon.trainer.ranges import at_least, one_of, require
+from moon.trainer.ranges import at_least, one_of, positive, require
 from moon.trainer.sparsity.structure import parse_structure
 
 __all__ = [
@@ -106,10 +106,8 @@ class MoonRecipe:
     vote_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        good = math.isfinite(self.w_final) and self.w_final >= 0
-        require(good, f"moon.w_final is {self.w_final}", "Give a number of at least 0")
-        good = math.isfinite(self.init_factor) and self.init_factor > 0
-        require(good, f"moon.init_factor is {self.init_factor}", "Give a number above 0")
+        at_least("moon.w_final", self.w_final, 0)
+        positive("moon.init_factor", self.init_factor)
         for key in ("warmup_epochs", "vote_epochs"):
             if getattr(self, key) is not None:
                 at_least(f"moon.{key}", getattr(self, key), 0)
@@ -186,10 +184,11 @@ class Recipe:
         for name in self.compat:
             one_of("compat", name, COMPAT)
         drawn = self.follows("bernoulli") and self.rule != "dense"
-        plain = self.structure == "unstructured" and self.rule != "gmp"
+        plain = self.structure == "unstructured" and self.rule != "gmp" and not self.pretrained
         require(
             plain or not drawn,
-            "compat bernoulli needs the structure unstructured and a rule other than gmp",
+            "compat bernoulli needs the structure unstructured, a rule other than gmp and nothing "
+            "pretrained",
             "Name the other differences alone",
         )
         rivals = [name for name in ("dac", "vos") if getattr(self, name) is not None]
@@ -204,6 +203,11 @@ class Recipe:
         require(alone, "vos needs images of one class, not mixup's", "Set mixup=none")
         if self.rule == "dense" and self.cigl is not None:
             raise RecipeError("cigl is for sparse training", remedy="Set rule and sparsity")
+        if self.cigl is not None and self.follows("dropconnect"):
+            remedy = "Name the other differences alone, or set cigl=none"
+            raise RecipeError("cigl and compat dropconnect are two random masks", remedy=remedy)
+        if self.dac is not None and self.epochs == 1:
+            raise RecipeError("dac needs an epoch to warm up", remedy="Set epochs to at least 2")
 
     def _check_sparsity(self) -> None:
         good = 0 <= self.sparsity < 1
@@ -218,13 +222,12 @@ class Recipe:
         at_least("epochs", self.epochs, 1)
         at_least("batch_size", self.batch_size, 2)
         at_least("seed", self.seed, 0)
-        good = math.isfinite(self.lr) and self.lr > 0
-        require(good, f"lr is {self.lr}", "Give a learning rate above 0")
+        require(self.seed < 2**63, f"seed is {self.seed}", "Give a whole number below 2**63")
+        positive("lr", self.lr)
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}", "Give one within [0, 1)")
         good = not (self.nesterov and self.momentum == 0)
         require(good, "nesterov needs a momentum above 0", "Set nesterov=false")
-        good = math.isfinite(self.weight_decay) and self.weight_decay >= 0
-        require(good, f"weight_decay is {self.weight_decay}", "Give a number of at least 0")
+        at_least("weight_decay", self.weight_decay, 0)
 
     def _check_phases(self) -> None:
         for key, value in (

@@ -112,7 +112,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "moon-noat": Variant(says="without the tuning of w", moon=replace(_MOON, auto=False)),
         "moon-novt": Variant(says="without voting", moon=replace(_MOON, vote=False)),
         "moon-official": Variant(
-            says="as the authors' code differs", moon=_MOON, changes={"compat": ("official",)}
+            says="as the authors' code differs (not gmp)",
+            moon=_MOON,
+            changes={"compat": ("official",)},
         ),
         "moon-logitnorm": Variant(
             says="MOON on normalised logits", moon=_MOON, changes={"logitnorm": LogitNormRecipe()}
@@ -134,6 +136,8 @@ def _recipe(stem: str, rule: str, percent: int, variant: str) -> Recipe:
     kind = VARIANTS[variant]
     tail = f"-{variant}" if variant else ""
     averaged = kind.moon.enabled or "cigl" in kind.changes
+    # The authors' code updates every 80 steps, the first of them while anything still moves.
+    interval = base.interval * 4 // 5 if "compat" in kind.changes else base.interval
     return Recipe(
         name=f"{stem}-{rule}{percent or ''}{tail}",
         model=stem.partition("-")[2],
@@ -147,7 +151,7 @@ def _recipe(stem: str, rule: str, percent: int, variant: str) -> Recipe:
         lr=base.lr,
         # The average wants a rate that stands still.
         schedule="moon" if averaged else "cosine",
-        update=UpdateRecipe(interval=base.interval),
+        update=UpdateRecipe(interval=interval),
         moon=replace(kind.moon, w_final=base.w_final),
         **kind.changes,
     )

@@ -26,6 +26,7 @@ from moon.trainer.rate import learning_rate
 from moon.trainer.recipe import Recipe
 from moon.trainer.sparsity.sparsifier import Sparsifier
 from moon.trainer.step import Step, Sums, Tally
+from moon.trainer.temperature import check_head
 from moon.trainer.voting import Votes
 
 __all__ = ["EpochRecord", "Session", "accuracy"]
@@ -44,7 +45,7 @@ class EpochRecord:
     Attributes:
         epoch: from 1, of ``epochs``.
         loss: mean over the training images.
-        w: weight of the unknown in the loss.
+        w: weight of the unknown in the loss; of ``dac``, the price of abstaining.
         p_unknown: mean probability of the unknown over the training images; None without one.
         accuracy: of the present weights on the held-out images, among the known classes.
         train_accuracy: on the training images as they were learned from.
@@ -108,8 +109,11 @@ class Session:
             unknown_index=self.unknown_index,
             device=device,
         )
+        # Groups of their own: the fused kernels want momentum for all of a group or for none,
+        # and what else is learned may get its first gradient epochs later.
+        learned = [[*self.model.parameters()], [*self.objective.parameters()]]
         self.optimizer = torch.optim.SGD(
-            [*self.model.parameters(), *self.objective.parameters()],
+            [{"params": parameters} for parameters in learned if parameters],
             # A tensor, so that a captured step reads the rate of the moment.
             lr=torch.tensor(recipe.lr, device=device) if device.type == "cuda" else recipe.lr,
             momentum=recipe.momentum,
@@ -183,7 +187,8 @@ class Session:
         self.objective.start_epoch(epoch, self.data.train.sizes)
         self.tally.reset()
         count = 0
-        snapshots = self.steps // SNAPSHOT_SHARE if voted and self.recipe.follows("votes") else 0
+        official = voted and self.recipe.follows("votes")
+        snapshots = max(1, self.steps // SNAPSHOT_SHARE) if official else 0
         what = f"epoch {epoch} of {self.recipe.epochs}"
         for number, batch in enumerate(self.data.train.raw_epoch(epoch)):
             step = (epoch - 1) * self.steps + number
@@ -274,7 +279,12 @@ class Session:
                 remedy=f"Resume it with {_processes(world)}, or start again with another --out",
             )
         self.model.load_state_dict(state["model"])
+        groups = self.optimizer.param_groups
+        # These two go by the device, which need not be the one that the state was saved on.
+        own = [{"lr": group["lr"], "fused": group["fused"]} for group in groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(kept)
         self.sparsifier.load_state_dict(state["sparsifier"])
         self.objective.load_state_dict(state["criterion"])
         self.votes.load_state_dict(state["votes"])
@@ -310,6 +320,8 @@ def _model(recipe: Recipe, outputs: int) -> tuple[nn.Module, list[str]]:
         size=preprocess.crop,
         seed=recipe.seed,
     )
+    if recipe.temperature:
+        check_head(model)
     notes = load_pretrained(model, recipe.model, recipe.pretrained) if recipe.pretrained else []
     return model, notes
 

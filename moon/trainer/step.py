@@ -109,6 +109,7 @@ class Step:
         self._device = device
         self._graphs = graphs and device.type == "cuda"
         self._say = say
+        self._recorder = _Recorder(device)
         self._captured: dict[Hashable, _Graph] = {}
         self._seen: dict[Hashable, int] = {}
 
@@ -168,10 +169,12 @@ class Step:
         if self._seen[key] <= WARM_UP:
             return None
         try:
-            graph = _capture(self._compute, batch, buffers)
+            graph = self._recorder.capture(self._compute, batch, buffers)
         except RuntimeError as error:
             self._graphs = False
-            reason = str(error).partition("\n")[0]
+            self._captured.clear()
+            # Ending a capture that went wrong raises another error, which only says so.
+            reason = str(error.__context__ or error).partition("\n")[0]
             self._say(f"training without CUDA graphs: the step could not be captured: {reason}")
             return None
         self._captured[key] = graph
@@ -193,12 +196,46 @@ class _Graph:
         )
 
 
-def _capture(
-    compute: Callable[[RawBatch], None], batch: RawBatch, buffers: tuple[Tensor, ...]
-) -> _Graph:
-    static = batch.clone()
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        compute(static)
-    return _Graph(replay=graph.replay, batch=static, buffers=buffers)
+class _Recorder:
+    """Captures steps on a stream of its own, all of them in the same memory.
+
+    They can share it: one runs at a time, and nothing is read that an earlier one left there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._place: tuple[torch.cuda.Stream, Any] | None = None
+
+    def capture(
+        self, compute: Callable[[RawBatch], None], batch: RawBatch, buffers: tuple[Tensor, ...]
+    ) -> _Graph:
+        with torch.cuda.device(self._device):
+            if self._place is None:
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                self._place = stream, torch.cuda.graph_pool_handle()
+            stream, pool = self._place
+            static = batch.clone()
+            graph = torch.cuda.CUDAGraph()
+            # The pinning thread of a loader allocates meanwhile: only this one is watched.
+            recording = torch.cuda.graph(
+                graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            )
+            try:
+                # Leaves the stream after a failed capture too, as older releases of torch do not.
+                with torch.cuda.stream(stream), recording:
+                    compute(static)
+            except RuntimeError:
+                _renew_generator()
+                raise
+        return _Graph(replay=graph.replay, batch=static, buffers=buffers)
+
+
+def _renew_generator() -> None:
+    """Have the device's default generator go on where it is, in a state of no capture.
+
+    With older releases of torch a failed capture leaves it in one in which it refuses to draw.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    fresh = torch.Generator("cuda")
+    fresh.set_state(generator.get_state())
+    generator.graphsafe_set_state(fresh)

@@ -18,7 +18,7 @@ from moon.errors import CalibrationError, UsageError
 from moon.evaluation.reliability import ece
 from moon.trainer.sparsity.topology import unwrap
 
-__all__ = ["Temperature", "fit_temperature", "fold_temperature_"]
+__all__ = ["Temperature", "check_head", "fit_temperature", "fold_temperature_"]
 
 # The bracket doubles from 1 to at most 2**1000; then bisection alone needs 1,100 steps at most.
 MOST_STEPS = 1200
@@ -113,6 +113,15 @@ def fold_temperature_(model: nn.Module, temperature: float) -> None:
             )
     for old, new in zip(tensors, scaled, strict=True):
         old.copy_(new)
+
+
+def check_head(model: nn.Module) -> None:
+    """Whether a temperature can be folded into the model, to know before it is trained.
+
+    Raises:
+        UsageError: its last Conv or Linear layer is not a plain Linear.
+    """
+    _head(unwrap(model))
 
 
 def _head(model: nn.Module) -> nn.Linear:

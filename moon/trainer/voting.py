@@ -91,7 +91,7 @@ class Votes:
                 weight is not finite, or one outside the mask is not zero.
         """
         weights = dict(unwrap(model).named_parameters())
-        masks = {} if masks is None else masks
+        masks = {} if masks is None else _by_first_name(model, masks)
         if self._count == 0:
             self._shapes = {name: weight.shape for name, weight in weights.items()}
             self._sums = {n: _Sum.zero(weight, masks.get(n)) for n, weight in weights.items()}
@@ -187,6 +187,14 @@ class Votes:
             for name, total in state["sums"].items()
         }
         self._shapes = {name: torch.Size(shape) for name, shape in state["shapes"].items()}
+
+
+def _by_first_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks by the names of ``named_parameters``, where a weight that is shared has just one."""
+    model = unwrap(model)
+    first = {id(weight): name for name, weight in model.named_parameters()}
+    every = {n: first[id(w)] for n, w in model.named_parameters(remove_duplicate=False)}
+    return {every.get(name, name): mask for name, mask in masks.items()}
 
 
 def _positions(mask: Tensor) -> Tensor:

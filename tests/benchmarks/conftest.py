@@ -12,12 +12,14 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 MODULES = (
     "compare",
+    "fingerprint",
     "image_sets",
     "jobs",
     "measure",
     "paper",
     "paper_tables",
     "paper_view",
+    "pool",
     "spread",
     "structures",
     "worker",
@@ -36,7 +38,7 @@ def scripts() -> dict[str, ModuleType]:
 @pytest.fixture
 def in_process(scripts, monkeypatch):
     """Jobs are done here, one after the other, which spares a second of imports each."""
-    jobs, worker = scripts["jobs"], scripts["worker"]
+    jobs, pool, worker = scripts["jobs"], scripts["pool"], scripts["worker"]
 
     def one(self, job, title):
         import json
@@ -47,4 +49,4 @@ def in_process(scripts, monkeypatch):
             return str(error)
         return ""
 
-    monkeypatch.setattr(jobs.Pool, "_one", one)
+    monkeypatch.setattr(pool.Pool, "_one", one)

@@ -127,6 +127,32 @@ def test_different_recipes_with_the_same_figures_are_called_out(scripts):
     assert not view._alike(lines, [one, other, scripts["spread"].figures([])])
 
 
+def test_rows_that_come_to_one_recipe_are_one_run(scripts):
+    view, rows = scripts["paper_view"], scripts["paper_tables"].TABLES["warmup"].rows
+    lines = [view.Line(row=row, recipe=row.recipe("cifar10-cnn", [], 20)) for row in rows]
+    same = scripts["spread"].figures([result(0.8)])
+    assert view._alike(lines, [same] * 4) == []
+    assert view._same(lines) == [
+        "T_e = 1, T_e = 2, T_e = 3, T_e = 5: one recipe, and one run, at this number of epochs"
+    ]
+    lines = [view.Line(row=row, recipe=row.recipe("cifar10-cnn", [], 100)) for row in rows]
+    assert view._same(lines) == []
+    assert len(view._alike(lines, [same] * 4)) == 1
+
+
+def test_training_images_of_ones_own_are_trained_on(paper, in_process, tmp_path, capsys):
+    source = "sklearn:digits#train{label in 0..7}[0:300]"
+    own = ["--set", f"data.train={source}", "--set", "data.val=60"]
+    words = [*DIGITS, "--out", str(tmp_path)]
+    assert paper.main([*words, *own]) == 0
+    run = tmp_path / "digits-cnn-rigl90-moon-seed0" / "run"
+    assert Checkpoint.load(run).recipe.data.train == source
+    assert "trained on 240 images" in capsys.readouterr().out
+    # The same options but for the images: not what was asked for, so not reused.
+    assert paper.main([*words, "--set", "data.val=60"]) == 1
+    assert "was begun with other training images" in capsys.readouterr().err
+
+
 def result(accuracy):
     return {"id": {"accuracy": accuracy, "ece": 0.1}, "scores": {}}
 
@@ -165,6 +191,8 @@ def test_rows_without_their_data_are_not_run(paper, in_process, tmp_path, capsys
         (["--table", "1", "--source", "nope=x"], "'nope', which is no set"),
         (["--table", "1", "--data", "nowhere"], "--data nowhere is no folder"),
         (["--table", "digits", "--jobs", "0"], "--jobs must be at least 1"),
+        (["--table", "digits", "--limit", "0"], "--limit must be at least 1"),
+        (["--table", "digits", "--jpeg", "200"], "--jpeg must be a quality from 1 to 100"),
     ],
 )
 def test_misuse_is_one_line(paper, tmp_path, capsys, words, message):

@@ -75,3 +75,12 @@ def test_useless_training_sets_are_refused(class_folder: Path, tmp_path: Path) -
     np.savez(path, train_images=images, train_labels=np.array([0, 0, 0, 1, 1, -1]))
     with pytest.raises(DataError, match=r"no known label \(-1\). Filter"):
         opened(f"data.train={path}#train", "data.val=2")
+
+
+def test_virtual_outliers_that_would_never_begin_are_refused() -> None:
+    # 200 images of 4 classes: some 45 of each are trained on, 6 times.
+    settings = ("moon.enabled=false", "vos.weight=0.1")
+    assert opened(*settings, "vos.queue=200").classes
+    with pytest.raises(DataError, match=r"vos would never begin: the 4\d training images of the"):
+        opened(*settings, "vos.queue=300")
+    assert opened(*settings, "vos.queue=300", "epochs=9").classes

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,23 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             fit(tiny_recipe(), device="cuda")
 
 
+def test_a_state_of_another_device_keeps_the_form_of_the_rate() -> None:
+    recipe = tiny_recipe().resolved()
+    data = open_dataset(recipe, CPU)
+    session = Session(recipe, data, CPU)
+    session.run_epoch()
+    state = {**deepcopy(session.state()), "history": session.history}
+    # As CUDA has it: a captured step would read a plain number once, and never again.
+    state["optimizer"]["param_groups"][0].update(lr=torch.tensor(0.1), fused=True)
+    resumed = Session(recipe, data, CPU)
+    resumed.restore(state)
+    (group,) = resumed.optimizer.param_groups
+    assert isinstance(group["lr"], float) and group["fused"] is None
+    resumed.run_epoch()
+    session.run_epoch()
+    assert torch.equal(session.model.head.weight, resumed.model.head.weight)
+
+
 @pytest.mark.gpu
 def test_cuda_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     whole = fit(tiny_recipe(), device="cuda")
@@ -305,6 +323,43 @@ def test_cuda_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         fit(tiny_recipe(), tmp_path / "run", device="cuda", report=stop)
     assert same_weights(whole, fit(tiny_recipe(), tmp_path / "run", device="cuda", resume=True))
+
+
+@pytest.mark.gpu
+def test_a_run_begun_on_the_cpu_goes_on_in_graphs(tmp_path: Path) -> None:
+    def stop(record: EpochRecord) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        fit(tiny_recipe(), tmp_path / "run", device="cpu", report=stop)
+    resumed = fit(tiny_recipe(), tmp_path / "run", device="cuda", resume=True)
+    assert resumed.metrics["accuracy"] > 0.8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_cuda_streams_and_keeps_what_memory_and_the_eager_path_give(
+    tmp_path: Path, graphs: bool
+) -> None:
+    # Graphs are captured while the loader's thread pins memory.
+    whole = fit(tiny_recipe(), device="cuda")
+    found = fit(tiny_recipe(), tmp_path / "run", device="cuda", graphs=graphs, budget=0, workers=2)
+    assert same_weights(whole, found)
+    assert "without CUDA graphs" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.gpu
+def test_cuda_trains_with_virtual_outliers() -> None:
+    settings = ("moon.enabled=false", "vos.weight=0.1", "vos.queue=4", "vos.sample_from=20")
+    assert fit(tiny_recipe(*settings), device="cuda").metrics["accuracy"] > 0.5
+
+
+@pytest.mark.gpu
+def test_the_second_gpu_trains_while_the_first_is_current() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs a second GPU")
+    assert same_weights(fit(tiny_recipe(), device="cuda:0"), fit(tiny_recipe(), device="cuda:1"))
+    assert torch.cuda.current_device() == 0
 
 
 def test_temperature_scaling_ends_a_run(tmp_path: Path) -> None:
@@ -331,3 +386,17 @@ def test_a_checkpoint_accounts_for_training(tmp_path: Path) -> None:
     assert memory["batch_size"] == 32
     assert memory["slot_bytes"] >= 4 * weights and memory["gradient_bytes"] >= 4 * weights
     assert all(layer.mask_bytes is not None for layer in checkpoint.layers)
+
+
+def test_a_head_without_a_place_for_a_temperature_is_found_out_before_training() -> None:
+    settings = ("model=squeezenet1_1", "data.preprocess.crop=[64,64]", "temperature=true")
+    began: list[EpochRecord] = []
+    with pytest.raises(UsageError, match="a temperature is folded into a Linear layer"):
+        fit(tiny_recipe(*settings), report=began.append)
+    assert not began
+
+
+def test_cigl_without_votes_is_said(tmp_path: Path) -> None:
+    settings = ("moon.enabled=false", "cigl.rate=0.1", "moon.vote_epochs=0", "epochs=2")
+    fit(tiny_recipe(*settings), tmp_path / "run")
+    assert "nothing votes" in (tmp_path / "run" / "log.txt").read_text()

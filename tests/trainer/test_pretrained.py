@@ -32,6 +32,15 @@ def test_a_file_of_the_same_model(tmp_path: Path, suffix: str) -> None:
         assert torch.equal(value, source.state_dict()[name])
 
 
+def test_a_sparse_run_s_masks_are_left_behind(tmp_path: Path) -> None:
+    source, target = cnn(seed=1), cnn(seed=2)
+    path = tmp_path / "checkpoint.safetensors"
+    mask = {"mask:head.weight": torch.zeros(3, dtype=torch.uint8)}
+    save_file(source.state_dict() | mask, path)
+    assert load_pretrained(target, "cnn", str(path)) == []
+    assert torch.equal(target.state_dict()["head.weight"], source.state_dict()["head.weight"])
+
+
 def test_common_wrappings(tmp_path: Path) -> None:
     source, target = cnn(seed=1), cnn(seed=2)
     path = tmp_path / "w.pt"

@@ -176,12 +176,17 @@ def test_phases_follow_the_epochs() -> None:
         ("epochs=true", "epochs is True. Give a whole number."),
         ("epochs=0", "epochs is 0. Give a whole number of at least 1"),
         ("batch_size=1", "batch_size is 1"),
-        ("lr=nan", "lr is nan. Give a learning rate above 0"),
+        ("lr=nan", "lr is nan. Give a number above 0"),
         ("lr=fast", "lr is 'fast'. Give a number."),
         ("momentum=1", "momentum is 1.0"),
         ("momentum=0", "nesterov needs a momentum above 0"),
         ("weight_decay=-1", "weight_decay is -1.0"),
         ("seed=-1", "seed is -1"),
+        ("seed=99999999999999999999", "Give a whole number below 2**63"),
+        ("moon.w_final=1e308", "moon.w_final is 1e+308. Give a number of at least 0 and at most"),
+        ("dac.alpha_final=1e308", "dac.alpha_final is 1e+308. Give a number above 0 and at most"),
+        ("lr=inf", "lr is inf. Give a number above 0 and at most"),
+        ("weight_decay=nan", "weight_decay is nan. Give a number of at least 0"),
         ("sparsity=1", "sparsity is 1.0"),
         ("sparsity=0", "rule rigl has sparsity 0"),
         ("rule=dense", "rule dense cannot have sparsity 0.8"),
@@ -250,6 +255,23 @@ def test_settings_are_read_by_the_type_of_their_key() -> None:
     assert recipe.override(["moon.vote_epochs=none"]).moon.vote_epochs is None
     assert type(recipe.override(["data.val=5000"]).data.val) is int
     assert type(recipe.override(["data.val=0.25"]).data.val) is float
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ("moon.enabled=false", "dac.init_factor=64", "epochs=1"),
+            "dac needs an epoch to warm up. Set epochs to at least 2.",
+        ),
+        (("cigl.rate=0.1", "compat=official"), "cigl and compat dropconnect are two random masks"),
+        (("pretrained=a.pt", "compat=bernoulli"), "compat bernoulli needs the structure"),
+    ],
+)
+def test_settings_that_cannot_go_together(settings: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        tiny_recipe(*settings)
+    assert message in str(caught.value)
 
 
 def test_a_value_cannot_smuggle_in_another_key() -> None:

@@ -53,6 +53,8 @@ def test_the_paper_settings() -> None:
         100, 0.3, 0.7,
     )  # fmt: skip
     assert recipe.distribution == "erk"
+    official = find_recipe("cifar10-resnet18-rigl95-moon-official")
+    assert official.update.interval == 80
     assert recipe.data.augment == "crop-flip"
     w_final = {"mnist": 0.01, "cifar10": 1.0, "cifar100": 2.0}
     for data, w in w_final.items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moon.trainer.batches import RawBatch
 from moon.trainer.objective.objective import Objective
 from moon.trainer.sparsity.sparsifier import Sparsifier
-from moon.trainer.step import WARM_UP, Step, Tally, _Graph
+from moon.trainer.step import WARM_UP, Step, Tally, _Graph, _Recorder
 from tests.trainer.recipes_small import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -107,7 +107,10 @@ def test_replays_with_updates_between_equal_the_eager_path(
     captures, capturing = [], [False]
 
     def capture(
-        compute: Callable[[RawBatch], None], batch: RawBatch, buffers: tuple[Tensor, ...]
+        _: _Recorder,
+        compute: Callable[[RawBatch], None],
+        batch: RawBatch,
+        buffers: tuple[Tensor, ...],
     ) -> _Graph:
         static = batch.clone()
         captures.append(buffers)
@@ -119,7 +122,7 @@ def test_replays_with_updates_between_equal_the_eager_path(
 
         return _Graph(replay=replay, batch=static, buffers=buffers)
 
-    monkeypatch.setattr("moon.trainer.step._capture", capture)
+    monkeypatch.setattr(_Recorder, "capture", capture)
     monkeypatch.setattr("moon.trainer.sparsity.sparsifier._capturing", lambda: capturing[0])
     results = []
     for graphs in (False, True):
@@ -139,9 +142,12 @@ def test_a_failed_capture_is_said_once_and_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def capture(*args: object) -> _Graph:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
-    monkeypatch.setattr("moon.trainer.step._capture", capture)
+    monkeypatch.setattr(_Recorder, "capture", capture)
     _, step, batch = _parts()
     said: list[str] = []
     step._graphs, step._say = True, said.append
@@ -172,15 +178,57 @@ def test_graphs_and_the_eager_path_give_the_same_bits() -> None:
     assert torch.equal(weights[False], weights[True])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("index", [0, 1])
+def test_graphs_of_two_sizes_share_memory_and_draw_dropout_like_the_eager_path(index: int) -> None:
+    if index >= torch.cuda.device_count():
+        pytest.skip("needs a second GPU")
+    device = torch.device("cuda", index)
+    results = []
+    for graphs in (False, True):
+        model, step, _ = _parts(device=device, graphs=graphs, density=0.5, dropout=0.3)
+        torch.manual_seed(1)
+        for number in range(30):
+            count = 3 if number % 3 == 2 else 4
+            step(_batch(number, device, count), 0.1, step=number, number=number)
+        assert len(step._captured) == (2 if graphs else 0)
+        results.append((step._tally.sums(), model.weight.detach().clone()))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.gpu
+def test_training_goes_on_where_it_was_after_a_failed_capture() -> None:
+    device = torch.device("cuda")
+    stream = torch.cuda.current_stream()
+    said: list[str] = []
+    results = []
+    for waits in (False, True):
+        model, step, _ = _parts(device=device, graphs=waits, density=0.5, dropout=0.3)
+        step._say = said.append
+        if waits:
+            # No capture may wait for the device, as this does.
+            step._prepare = lambda batch: _prepare(batch) * float(batch.pixels.ne(-1).any())
+        torch.manual_seed(1)
+        for number in range(12):
+            step(_batch(number, device), 0.1, step=number, number=number)
+        results.append((step._tally.sums(), model.weight.detach().clone()))
+    assert len(said) == 1 and "previous error" not in said[0]
+    assert torch.cuda.current_stream() == stream
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+
+
 def _prepare(batch: RawBatch) -> Tensor:
     return batch.pixels.flatten(1).float() / 255
 
 
-def _batch(seed: int = 0, device: torch.device = CPU) -> RawBatch:
+def _batch(seed: int = 0, device: torch.device = CPU, count: int = 4) -> RawBatch:
     draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 255, (count, 2, 2, 3), dtype=torch.uint8, generator=draw)
     return RawBatch(
-        pixels=torch.randint(0, 255, (4, 2, 2, 3), dtype=torch.uint8, generator=draw).to(device),
-        labels=torch.randint(0, 3, (4,), generator=draw).to(device),
+        pixels=pixels.to(device),
+        labels=torch.randint(0, 3, (count,), generator=draw).to(device),
         crops=None,
     )
 
@@ -192,10 +240,16 @@ def _objective(model: nn.Module, *settings: str, device: torch.device = CPU) -> 
 
 
 def _parts(
-    *, lr: float = 0.1, device: torch.device = CPU, graphs: bool = True, density: float = 1.0
+    *,
+    lr: float = 0.1,
+    device: torch.device = CPU,
+    graphs: bool = True,
+    density: float = 1.0,
+    dropout: float = 0.0,
 ) -> tuple[nn.Linear, Step, RawBatch]:
     torch.manual_seed(0)
     model = nn.Linear(12, 3).to(device)
+    trained = nn.Sequential(nn.Dropout(dropout), model) if dropout else model
     rate = torch.tensor(lr, device=device) if device.type == "cuda" else lr
     fused = True if device.type == "cuda" else None
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=fused)
@@ -204,5 +258,5 @@ def _parts(
     )
     objective = _objective(model, "moon.enabled=false", device=device)
     tally = Tally(3, None, device)
-    step = Step(model, optimizer, sparsifier, objective, tally, _prepare, device, graphs=graphs)
+    step = Step(trained, optimizer, sparsifier, objective, tally, _prepare, device, graphs=graphs)
     return model, step, _batch(device=device)

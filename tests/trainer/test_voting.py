@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moon.errors import TrainingError
+from moon.trainer.sparsity.sparsifier import Sparsifier
 from moon.trainer.voting import Votes, recompute_batch_norm
 from tests.trainer.small import make, small_model, train
 
@@ -49,6 +50,17 @@ def test_the_average_keeps_exactly_the_final_mask() -> None:
     for name, mask in sparsifier.masks.items():
         outside = model.get_parameter(name)[~mask]
         assert int(torch.count_nonzero(outside)) == 0 and outside.numel() > 0
+
+
+def test_a_weight_that_an_embedding_shares_is_averaged_under_its_mask() -> None:
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(8, 20, bias=False))
+    model[2].weight = model[0].weight
+    sparsifier = Sparsifier(model, torch.optim.SGD(model.parameters(), lr=0.1), density=0.3)
+    votes = Votes()
+    votes.add(model, sparsifier.masks)
+    votes.apply_(model)
+    assert list(sparsifier.masks) == ["2.weight"]
+    assert int(torch.count_nonzero(model[0].weight)) == 48
 
 
 def test_a_topology_that_moves_between_votes_is_refused() -> None:

@@ -58,7 +58,9 @@ class AutoWeight(nn.Module):
                 f"warmup_epochs is {warmup_epochs} and total_epochs {total_epochs}",
                 remedy="Leave at least one epoch after the warm-up",
             )
-        if w_final < 0 or init_factor <= 0 or not 0 < momentum <= 1:
+        large = torch.finfo(torch.float32).max
+        good = 0 <= w_final <= large and 0 < init_factor <= large and 0 < momentum <= 1
+        if not good:
             raise UsageError(
                 f"w_final {w_final}, init_factor {init_factor} or momentum {momentum} is out of "
                 "range",
@@ -270,10 +272,10 @@ class UnknownAwareLoss(nn.Module):
                 f"the loss takes logits [N, K + 1] and targets [N], not "
                 f"{list(logits_NK.shape)} and {list(target_N.shape)}"
             )
-        if target_N.dtype.is_floating_point or target_N.dtype is torch.bool:
+        if target_N.dtype is not torch.int64:
             raise UsageError(
                 f"targets are class indices of type int64, not {target_N.dtype}",
-                remedy="Soft labels are not supported",
+                remedy="Convert whole numbers with .long(); soft labels are not supported",
             )
         outputs = logits_NK.shape[1]
         if not -outputs <= self.unknown_index < outputs:

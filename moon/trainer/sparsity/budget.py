@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 
 from moon.errors import UsageError
 from moon.trainer.sparsity.structure import UNSTRUCTURED, Structure
@@ -32,15 +33,12 @@ def share_out(
     if density != 1.0:
         check_fit(layers, structure)
     found = counts(layers, densities(layers, density, distribution, structure), structure)
-    total = sum(layer.size for layer in layers)
-    least = sum(
-        layer.size if layer.dense else structure.count(layer.shape, 0.0) for layer in layers
-    )
+    total, least = _size(layers), _least(layers, structure)
     if density * total < least * (1 - TOLERANCE) and not _fills(structure, density):
         raise UsageError(
-            f"density {density} is {density * total:.4g} connections, and {len(layers)} layers "
+            f"density {density:.4g} is {density * total:.4g} connections, and {len(layers)} layers "
             f"need at least {least} with the structure {structure.name}",
-            remedy=f"Use a density of at least {_rounded(least / total, math.ceil):g}",
+            remedy=f"Use {_at_least(least / total)}",
         )
     return found
 
@@ -66,11 +64,10 @@ def check_fit(layers: Sequence[Layer], structure: Structure) -> None:
     if reasons:
         names = {"stem": layers[0].name.removesuffix(".weight")}
         told = [f"{names.get(name, name)} {why}" for name, why in reasons.items()]
-        dense = "".join(f"{name!r}, " for name in reasons)
         raise UsageError(
             f"the structure {structure.name} does not fit: {'; '.join(told)}",
-            remedy=f"Keep {'it' if len(told) == 1 else 'them'} dense: "
-            f"dense=({dense.removesuffix(' ' if len(told) == 1 else ', ')})",
+            # A list that is Python and TOML alike.
+            remedy=f"Keep {'it' if len(told) == 1 else 'them'} dense: dense={list(reasons)}",
         )
 
 
@@ -107,42 +104,40 @@ def densities(
             f"unknown distribution {distribution!r}",
             remedy=f"Use one of {', '.join(DISTRIBUTIONS)}",
         )
-    if isinstance(density, bool) or not 0.0 < density <= 1.0:
+    number = isinstance(density, Real) and not isinstance(density, bool)
+    if not number or not 0.0 < density <= 1.0:
         raise UsageError(
-            f"density must be above 0 and at most 1, not {density}",
+            f"density must be above 0 and at most 1, not {density!r}",
             remedy="Density is the share of weights kept: a sparsity of 95% is density=0.05",
         )
     if _fills(structure, density):
         if all(layer.dense for layer in layers):
-            raise _too_dense(density)
+            _check_dense(layers, density, structure)
         return {layer.name: 1.0 if layer.dense else density for layer in layers}
     limits = {x.name: 1.0 if x.dense else structure.limit(x.shape) for x in layers}
-    most = sum(limits[x.name] * x.size for x in layers) / sum(x.size for x in layers)
+    most = sum(limits[x.name] * x.size for x in layers) / _size(layers)
     if density > most * (1 + TOLERANCE):
         raise UsageError(
-            f"density {density} is above what the structure {structure.name} admits",
-            remedy=f"Use a density of at most {_rounded(most, math.floor):g}",
+            f"density {density:.4g} is above what the structure {structure.name} admits",
+            remedy=f"Use {_at_most(most)}",
         )
     if density == 1.0:
         return {layer.name: 1.0 for layer in layers}
+    _check_dense(layers, density, structure)
     return _solve(layers, density, distribution, limits)
 
 
 def _solve(
     layers: Sequence[Layer], density: float, distribution: str, limits: Mapping[str, float]
 ) -> dict[str, float]:
-    budget = density * sum(layer.size for layer in layers)
+    budget = density * _size(layers)
     full = {layer.name for layer in layers if layer.dense}
     scores = {layer.name: _raw_score(layer.shape, distribution) for layer in layers}
-    if len(full) == len(layers):
-        raise _too_dense(density)
     while True:
         rest = [layer for layer in layers if layer.name not in full]
         if not rest:
             return dict(limits)
         left = budget - sum(limits[x.name] * x.size for x in layers if x.name in full)
-        if left <= 0:
-            raise _too_dense(density)
         epsilon = left / sum(scores[layer.name] * layer.size for layer in rest)
         over = [layer.name for layer in rest if epsilon * scores[layer.name] > limits[layer.name]]
         if not over:
@@ -153,11 +148,27 @@ def _solve(
         full.update(over)
 
 
-def _too_dense(density: float) -> UsageError:
-    return UsageError(
-        f"the layers kept dense alone hold more than the density {density} allows",
-        remedy="Keep fewer layers dense or raise the density",
+def _check_dense(layers: Sequence[Layer], density: float, structure: Structure) -> None:
+    """UsageError where dense layers leave nothing of the density to the others."""
+    kept = [layer for layer in layers if layer.dense]
+    share = _size(kept) / _size(layers)
+    if share < density:
+        return
+    least = f", or use {_at_least(_least(layers, structure) / _size(layers))}"
+    raise UsageError(
+        f"the {len(kept)} of {len(layers)} layers kept dense, depth-wise convolutions included, "
+        f"hold {share:.4g} of the weights, and the density is {density:.4g}",
+        remedy="Keep fewer layers dense" + (least if share < 1 else ""),
     )
+
+
+def _size(layers: Sequence[Layer]) -> int:
+    return sum(layer.size for layer in layers)
+
+
+def _least(layers: Sequence[Layer], structure: Structure) -> int:
+    """Connections without which a layer is empty."""
+    return sum(x.size if x.dense else structure.count(x.shape, 0.0) for x in layers)
 
 
 def _raw_score(shape: tuple[int, ...], distribution: str) -> float:
@@ -183,6 +194,17 @@ def counts(
         else structure.count(layer.shape, density_of[layer.name])
         for layer in layers
     }
+
+
+def _at_least(density: float) -> str:
+    """In both of the words that people use, rounded to what is possible."""
+    low = _rounded(density, math.ceil)
+    return f"a density of at least {low:g}, a sparsity of at most {1 - low:.8g}"
+
+
+def _at_most(density: float) -> str:
+    high = _rounded(density, math.floor)
+    return f"a density of at most {high:g}, a sparsity of at least {1 - high:.8g}"
 
 
 def _rounded(value: float, towards: Callable[[float], int]) -> float:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from moon.errors import TrainingError, UsageError
 from moon.trainer.sparsity.masked import MaskedLayer, stray_layers
-from moon.trainer.sparsity.rules import Rule
-from moon.trainer.sparsity.selection import obeys
 from moon.trainer.sparsity.slots import weight_slots
-from moon.trainer.sparsity.structure import Structure
 
 __all__ = [
     "check_bernoulli",
@@ -22,7 +18,6 @@ __all__ = [
     "check_optimizer",
     "check_pruning",
     "check_rule",
-    "check_saved",
     "check_slots",
     "check_trained",
 ]
@@ -107,60 +102,3 @@ def check_keeps_zeros(layers: Sequence[MaskedLayer], optimizer: Optimizer) -> No
             "masking gradients cannot keep them at zero",
             remedy="Use an optimizer that works weight by weight, such as SGD or AdamW",
         )
-
-
-def check_saved(
-    state: Mapping[str, object],
-    version: int,
-    rule: Rule,
-    structure: Structure,
-    layers: Sequence[MaskedLayer],
-) -> None:
-    """TrainingError unless a saved state is of this version, rule, structure, model, density."""
-    if state.get("version") != version:
-        raise TrainingError(
-            f"the sparsifier state has version {state.get('version')}, not {version}",
-            remedy="Load it with the release that wrote it",
-        )
-    # States older than structures have none.
-    settings = {"rule": rule.name, "structure": structure.name}
-    found = {"structure": "unstructured", **state}
-    for what, wanted in settings.items():
-        if found.get(what) != wanted:
-            raise TrainingError(
-                f"the state was saved with the {what} {found.get(what)}, this run has {wanted}",
-                remedy="Resume with the same settings",
-            )
-    saved = state.get("masks")
-    assert isinstance(saved, Mapping)
-    _check_masks(saved, rule, structure, {layer.name: layer for layer in layers})
-
-
-def _check_masks(
-    saved: Mapping[str, Tensor],
-    rule: Rule,
-    structure: Structure,
-    expected: Mapping[str, MaskedLayer],
-) -> None:
-    different = sorted(set(saved) ^ set(expected))
-    if different:
-        raise TrainingError(
-            f"the saved masks and the model differ in the layer {different[0]}",
-            remedy="Resume with the same model, density and dense layers",
-        )
-    for name, layer in expected.items():
-        mask = saved[name]
-        nonzeros = int(mask.sum())
-        enough = nonzeros == layer.target or (rule.prunes and nonzeros > layer.target)
-        if mask.shape != layer.mask.shape or not enough:
-            raise TrainingError(
-                f"the saved mask of {name} has shape {tuple(mask.shape)} and {nonzeros} "
-                f"nonzeros, the model needs {tuple(layer.mask.shape)} and "
-                f"{'at least ' if rule.prunes else ''}{layer.target}",
-                remedy="Resume with the same model and density",
-            )
-        if not obeys(mask, layer.target, structure, pruning=nonzeros > layer.target):
-            raise TrainingError(
-                f"the saved mask of {name} does not have the structure {structure.name}",
-                remedy="Resume from a state that this structure wrote",
-            )

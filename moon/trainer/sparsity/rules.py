@@ -28,13 +28,11 @@ class Rule(Protocol):
     Attributes:
         name: as ``make_rule`` takes it.
         updates: False when the topology never changes.
-        needs_gradient: False when only the shape of the gradient is read.
         prunes: True when layers start dense and only lose connections.
     """
 
     name: str
     updates: bool
-    needs_gradient: bool
     prunes: bool
 
     def step(
@@ -61,7 +59,6 @@ class Set:
 
     name = "set"
     updates = True
-    needs_gradient = False
     prunes = False
 
     def __init__(self, *, exclude_dropped: bool = False) -> None:
@@ -98,8 +95,7 @@ class Set:
         Args:
             mask: bool, True where active, with ``nonzeros`` True and of the structure.
             weight: the layer's weight.
-            gradient: its dense gradient (only its shape matters where ``needs_gradient``
-                is False).
+            gradient: its dense gradient; random growth reads its shape and device only.
             nonzeros: as the structure counts them.
             fraction: share of the connections to replace, in [0, 1].
 
@@ -134,7 +130,6 @@ class RigL(Set):
     """SET that grows where the gradient of the loss is largest (Evci et al. 2020)."""
 
     name = "rigl"
-    needs_gradient = True
 
     def grow_score(self, gradient: Tensor, draw: torch.Generator) -> Tensor:
         return gradient.abs()
@@ -155,7 +150,6 @@ class Pruning:
 
     name = "gmp"
     updates = True
-    needs_gradient = False
     prunes = True
 
     def step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from moon.errors import UsageError
 
@@ -37,19 +38,15 @@ class UpdateSchedule:
     cosine_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise UsageError(
-                f"interval must be at least 1 step, not {self.interval}",
-                remedy="100 steps suit a batch of 128",
-            )
-        if not 0.0 <= self.drop_fraction <= 1.0:
-            raise UsageError(f"drop_fraction must be within 0..1, not {self.drop_fraction}")
-        if not 0.0 <= self.stop <= 1.0:
-            raise UsageError(f"stop is a share of total_steps within 0..1, not {self.stop}")
-        if self.total_steps is not None and self.total_steps < 1:
-            raise UsageError(f"total_steps must be at least 1, not {self.total_steps}")
-        if self.cosine_steps is not None and self.cosine_steps < 1:
-            raise UsageError(f"cosine_steps must be at least 1, not {self.cosine_steps}")
+        _whole("interval", self.interval, "100 steps suit a batch of 128")
+        for name in ("total_steps", "cosine_steps"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), "Give the number of optimizer steps")
+        for name in ("drop_fraction", "stop"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
+                what = f"{name} is a share within 0..1, not {value!r}"
+                raise UsageError(what, remedy="The paper has drop_fraction 0.3 and stop 0.7")
 
     @property
     def end(self) -> float:
@@ -76,3 +73,8 @@ class UpdateSchedule:
         if step >= self.end:
             return 0.0
         return float((1 - step / self.end) ** 3)
+
+
+def _whole(name: str, value: object, remedy: str) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} is a whole number of at least 1, not {value!r}", remedy=remedy)

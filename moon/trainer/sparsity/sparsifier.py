@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from moon.errors import UsageError
 from moon.trainer.sparsity import checks
 from moon.trainer.sparsity.budget import share_out
+from moon.trainer.sparsity.hooks import Hooks, attach, detach
 from moon.trainer.sparsity.masked import MaskedLayer, gradients_finite, mask_gradients_
 from moon.trainer.sparsity.rules import make_rule, rule_names
+from moon.trainer.sparsity.saved import Course, restore, save
 from moon.trainer.sparsity.schedule import UpdateSchedule
 from moon.trainer.sparsity.structure import parse_structure
 from moon.trainer.sparsity.topology import (
@@ -27,26 +26,11 @@ from moon.trainer.sparsity.topology import (
     magnitude_mask,
     random_mask,
 )
+from moon.trainer.sparsity.watch import Watch
 
 __all__ = ["INITS", "Sparsifier"]
 
 INITS = ("random", "magnitude", "bernoulli")
-STATE_VERSION = 1
-
-_attached: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-
-
-@dataclass(kw_only=True)
-class _Course:
-    """How far the evolution has come: the plain numbers of a sparsifier's state."""
-
-    seed: int
-    step: int = 0
-    updated_at: int = -1
-    updates: int = 0
-    grown: int = 0
-    pending: bool = False
-    frozen: bool = False
 
 
 class Sparsifier:
@@ -143,9 +127,10 @@ class Sparsifier:
             total_steps=total_steps,
             cosine_steps=cosine_steps,
         )
-        self._course = _Course(seed=seed)
+        self._course = Course(seed=seed)
         self._grown = torch.zeros((), dtype=torch.int64)
-        self._checked = False
+        self._watch = Watch()
+        self._stepping = False
         layers = find_layers(model, dense=dense, sparse_depthwise=sparse_depthwise)
         self._sizes = {layer.name: layer.size for layer in layers}
         self._targets = share_out(layers, density, distribution, self.structure)
@@ -156,7 +141,7 @@ class Sparsifier:
         ]
         checks.check_trained(self._layers, optimizer)
         checks.check_slots(self._layers, optimizer)
-        self._attach()
+        self._hooks = self._attached()
         self.apply_masks()
 
     def _masked(self, name: str, weight: nn.Parameter, init: str) -> MaskedLayer:
@@ -268,16 +253,21 @@ class Sparsifier:
         Called by every ``optimizer.step()``; loops that clip call it themselves once, after
         the last backward pass. Calling it again changes nothing.
         """
-        if self.update_due and not _capturing():
-            self._update()
+        if not _capturing():
+            if self._watch.written(self._layers):
+                self.apply_masks()
+            if self.update_due:
+                self._update()
+            self._watch.note(self._layers)
         mask_gradients_(self._layers)
 
     @torch.no_grad()
     def apply_masks(self) -> None:
         """Zero inactive weights and their optimizer state, in place.
 
-        Needed only after something else has written the weights, such as loading a dense
-        state dict into a model that is already sparse.
+        The next step does so by itself when something else has written the weights, such as
+        a dense state dict loaded into the model; call it to have the zeros before that, or
+        after writing through ``weight.data``, which goes unseen.
         """
         for layer in self._layers:
             layer.follow_weight()
@@ -285,9 +275,8 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Let go of the optimizer: masks stay as they are, gradients are no longer masked."""
-        for hook in self._hooks:
-            hook.remove()
-        _attached.discard(self.optimizer)
+        detach(self.optimizer, self._hooks)
+        self._hooks = ()
 
     def _update(self) -> None:
         course, prunes = self._course, self.rule.prunes
@@ -300,8 +289,8 @@ class Sparsifier:
         course = self._course
         for layer in self._layers:
             gradient = layer.weight.grad
-            if gradient is None and self.rule.needs_gradient:
-                continue  # The layer took no part in the loss: nothing to grow by.
+            if gradient is None and not self.rule.prunes:
+                continue  # Frozen or no part of the loss: what grew would stay at zero.
             layer.follow_weight()
             mask = self.rule.step(
                 layer.mask,
@@ -319,53 +308,46 @@ class Sparsifier:
 
     # ------------------------------------------------------------------ hooks
 
-    def _attach(self) -> None:
-        if self.optimizer in _attached:
-            raise UsageError(
-                "the optimizer already has a Sparsifier",
-                remedy="Call remove() on the old one first, or make a new optimizer",
-            )
-        _attached.add(self.optimizer)
-        self._hooks = (
-            self.optimizer.register_step_pre_hook(_untraced(self._before_step)),
-            self.optimizer.register_step_post_hook(_untraced(self._after_step)),
+    def _attached(self) -> Hooks:
+        return attach(
+            self.optimizer,
+            before=self._before_step,
+            after=self._after_step,
+            loaded=self._after_loading,
         )
 
     @torch.no_grad()
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if not self._layers:
-            return
-        checks.check_no_closure(args, kwargs)
-        if not self._checked and not _capturing():
-            self.apply_masks()
-        self.mask_gradients()
+        self._stepping = True
+        if self._layers:
+            checks.check_no_closure(args, kwargs)
+            self.mask_gradients()
 
     @torch.no_grad()
     def _after_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if _capturing():
+        # An optimizer whose step calls that of its parent runs the hooks of both.
+        if _capturing() or not self._stepping:
             return
+        self._stepping = False
         self._course.step += 1
-        if not self._checked:
-            checks.check_slots(self._layers, optimizer)
-            checks.check_keeps_zeros(self._layers, optimizer)
-            self._checked = True
+        if self._watch.stepped(self._layers, optimizer):
+            # A fused SGD whose first step overflowed leaves its momentum uninitialised.
+            self.apply_masks()
+        self._watch.note(self._layers)
+
+    def _after_loading(self, optimizer: Optimizer) -> None:
+        self._watch.restart()
 
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         """Masks (bool tensors, copies) and plain numbers; enough to resume bit for bit."""
         self._course.grown = int(self._grown)
-        return {
-            "version": STATE_VERSION,
-            "rule": self.rule.name,
-            "structure": self.structure.name,
-            **asdict(self._course),
-            "masks": {layer.name: layer.mask.clone() for layer in self._layers},
-        }
+        return save(self._course, self.rule, self.structure, self._layers)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -379,29 +361,22 @@ class Sparsifier:
             TrainingError: the state is of another version, rule, structure, model or density;
                 nothing has been changed then.
         """
-        checks.check_saved(state, STATE_VERSION, self.rule, self.structure, self._layers)
+        self._course, masks = restore(state, self.rule, self.structure, self._layers)
         for layer in self._layers:
             layer.follow_weight()
-            layer.set_mask_(state["masks"][layer.name])
-        self._course = _Course(**{name: state[name] for name in asdict(self._course)})
+            layer.set_mask_(masks[layer.name])
         self._grown = torch.tensor(self._course.grown, dtype=torch.int64)
-        self._checked = False
+        self._watch.restart()
         self.apply_masks()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_hooks"}
+        return {**self.__dict__, "_hooks": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy (of model, optimizer and sparsifier together) drives its own optimizer."""
         self.__dict__.update(state)
-        self._attach()
+        self._hooks = self._attached() if state["_hooks"] else ()
 
 
 def _capturing() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
-    """Keep the masks' bookkeeping out of a compiled optimizer step."""
-    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-    return disabled

@@ -68,12 +68,12 @@ class Structure(Protocol):
         """The mask of the living units: bool, contiguous, of the weight's shape."""
 
 
-@dataclass(frozen=True)
-class _Unstructured:
-    """Every connection by itself."""
+class _Free:
+    """What holds unless a structure says otherwise: one part, of single connections, no bound."""
 
-    name = "unstructured"
-    full = None
+    @property
+    def full(self) -> float | None:
+        return None
 
     def misfit(self, shape: Shape, groups: int) -> str:
         return ""
@@ -81,14 +81,24 @@ class _Unstructured:
     def limit(self, shape: Shape) -> float:
         return 1.0
 
-    def count(self, shape: Shape, density: float) -> int:
-        return max(1, round(density * math.prod(shape)))
-
     def units(self, shape: Shape, nonzeros: int) -> tuple[int, ...]:
         return (nonzeros,)
 
     def cap(self, shape: Shape, nonzeros: int) -> int | None:
         return None
+
+    def join(self, flags_GU: list[Tensor], shape: Shape) -> Tensor:
+        return flags_GU[0].view(shape)
+
+
+@dataclass(frozen=True)
+class _Unstructured(_Free):
+    """Every connection by itself."""
+
+    name = "unstructured"
+
+    def count(self, shape: Shape, density: float) -> int:
+        return max(1, round(density * math.prod(shape)))
 
     def scores(self, values: Tensor) -> list[Tensor]:
         return [values.reshape(1, -1)]
@@ -96,12 +106,9 @@ class _Unstructured:
     def flags(self, mask: Tensor) -> list[Tensor]:
         return [mask.reshape(1, -1)]
 
-    def join(self, flags_GU: list[Tensor], shape: Shape) -> Tensor:
-        return flags_GU[0].view(shape)
-
 
 @dataclass(frozen=True)
-class _Capped:
+class _Capped(_Free):
     """At most ``kept`` of every ``window`` consecutive input channels (2:4: TensorRT).
 
     Per output channel and kernel position; a last, incomplete window of r channels holds at
@@ -120,8 +127,9 @@ class _Capped:
         return self.kept / self.window
 
     def misfit(self, shape: Shape, groups: int) -> str:
-        enough = shape[1] >= self.window
-        return "" if enough else f"has {shape[1]} input channels, fewer than {self.window}"
+        if shape[1] >= self.window:
+            return ""
+        return f"has {shape[1]} input channel{'s'[: shape[1] != 1]}, fewer than {self.window}"
 
     def limit(self, shape: Shape) -> float:
         windows, rest = divmod(shape[1], self.window)
@@ -130,9 +138,6 @@ class _Capped:
     def count(self, shape: Shape, density: float) -> int:
         size = math.prod(shape)
         return max(1, min(round(density * size), round(self.limit(shape) * size)))
-
-    def units(self, shape: Shape, nonzeros: int) -> tuple[int, ...]:
-        return (nonzeros,)
 
     def cap(self, shape: Shape, nonzeros: int) -> int | None:
         return self.kept
@@ -159,14 +164,13 @@ class _Capped:
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class _Blocks(_Free):
     """Blocks of 4 consecutive output channels at one input channel live and die together.
 
     Output channels left over are a second part, whose blocks have their height.
     """
 
     name = "block4x1"
-    full = None
 
     def misfit(self, shape: Shape, groups: int) -> str:
         if shape[0] < BLOCK:
@@ -174,9 +178,6 @@ class _Blocks:
         if groups > 1 and shape[0] // groups % BLOCK:
             return f"has groups of {shape[0] // groups} output channels, no multiple of {BLOCK}"
         return ""
-
-    def limit(self, shape: Shape) -> float:
-        return 1.0
 
     def count(self, shape: Shape, density: float) -> int:
         blocks, rest = divmod(shape[0], BLOCK)
@@ -198,9 +199,6 @@ class _Blocks:
             and 0 <= nonzeros - rest * low <= BLOCK * blocks * width
         ]
         return min(found)[1:]
-
-    def cap(self, shape: Shape, nonzeros: int) -> int | None:
-        return None
 
     def scores(self, values: Tensor) -> list[Tensor]:
         # Half precision would lose the smaller members of a sum.
@@ -225,23 +223,13 @@ class _Blocks:
 
 
 @dataclass(frozen=True)
-class _FanIn:
+class _FanIn(_Free):
     """Every output channel has the same number of connections (Lasby et al. 2023, SRigL)."""
 
     name = "fan-in"
-    full = None
-
-    def misfit(self, shape: Shape, groups: int) -> str:
-        return ""
-
-    def limit(self, shape: Shape) -> float:
-        return 1.0
 
     def count(self, shape: Shape, density: float) -> int:
         return shape[0] * max(1, round(density * math.prod(shape[1:])))
-
-    def units(self, shape: Shape, nonzeros: int) -> tuple[int, ...]:
-        return (nonzeros,)
 
     def cap(self, shape: Shape, nonzeros: int) -> int | None:
         return nonzeros // shape[0]
@@ -251,9 +239,6 @@ class _FanIn:
 
     def flags(self, mask: Tensor) -> list[Tensor]:
         return [mask.reshape(len(mask), -1)]
-
-    def join(self, flags_GU: list[Tensor], shape: Shape) -> Tensor:
-        return flags_GU[0].view(shape)
 
 
 UNSTRUCTURED: Structure = _Unstructured()

@@ -81,16 +81,17 @@ def find_layers(
 ) -> tuple[Layer, ...]:
     """Every Conv and Linear weight of a model in the order of its modules.
 
-    Biases, norms and embeddings are never listed. A weight shared by several modules is
-    listed once. Depth-wise convolutions (one input channel a group) are dense unless
-    ``sparse_depthwise``.
+    Biases, norms and embeddings are never listed, nor what other layers multiply by (LSTM, the
+    joint input projection of MultiheadAttention). A weight shared by several modules is listed
+    once, also where an embedding shares it. Depth-wise convolutions (one input channel a
+    group) are dense unless ``sparse_depthwise``.
 
     Args:
         dense: layers to keep dense, by module name (``conv1``), weight name
             (``conv1.weight``), or ``stem`` (the first layer) and ``head`` (the last).
 
     Raises:
-        UsageError: no such layer, a lazy or a parametrized layer.
+        UsageError: no such layer, or one that is lazy, parametrized or without data.
     """
     modules = _weighted_modules(unwrap(model))
     names = list(modules)
@@ -136,6 +137,11 @@ def _plain_weight(name: str, module: nn.Module) -> nn.Parameter:
         raise UsageError(
             f"{name} is computed from other parameters (a parametrization)",
             remedy="Remove the parametrization before making the model sparse",
+        )
+    if weight.is_meta or weight.numel() == 0:
+        raise UsageError(
+            f"{name} {'is on the meta device' if weight.is_meta else 'has no elements'}",
+            remedy="Give the layer its weights before making the model sparse",
         )
     return weight
 

@@ -257,6 +257,9 @@ def test_it_compiles() -> None:
         ({"total_epochs": 5, "warmup_epochs": 5}, "Leave at least one epoch"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
         ({"w_final": -1.0}, "w_final is at least 0"),
+        ({"w_final": float("nan")}, "w_final is at least 0"),
+        ({"w_final": 1e308}, "out of range"),
+        ({"init_factor": float("inf")}, "init_factor above 0"),
         ({"init_factor": 0.0}, "init_factor above 0"),
         ({"momentum": 0.0}, "momentum in"),
     ],
@@ -271,6 +274,8 @@ def test_bad_batches() -> None:
     criterion = UnknownAwareLoss()
     with pytest.raises(UsageError, match=r"not \[32, 6\] and \[31\]"):
         criterion(values, target[1:])
+    with pytest.raises(UsageError, match=r"type int64, not torch\.int32"):
+        criterion(torch.randn(32, 6), torch.zeros(32, dtype=torch.int32))
     with pytest.raises(UsageError, match=r"class indices of type int64, not torch\.float32"):
         criterion(values, target.float())
     with pytest.raises(UsageError, match="unknown_index 6 is outside the 6 logits"):

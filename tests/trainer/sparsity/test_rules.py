@@ -73,7 +73,7 @@ def test_a_fraction_below_one_connection_changes_nothing() -> None:
 
 def test_set_and_rigl_differ_by_one_method_and_drop_alike() -> None:
     own = {name for name in vars(RigL) if not name.startswith("__")}
-    assert own == {"name", "needs_gradient", "grow_score"}
+    assert own == {"name", "grow_score"}
     weight = torch.randn(40, 50, generator=generator(1, 0, "w"))
     mask = torch.rand(40, 50, generator=generator(2, 0, "m")) < 0.3
     nonzeros = int(mask.sum())

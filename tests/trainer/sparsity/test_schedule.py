@@ -46,10 +46,16 @@ def test_without_an_end_the_fraction_is_constant() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"interval": 0}, "interval must be at least 1"),
-        ({"drop_fraction": 1.1}, "drop_fraction must be within 0..1"),
+        ({"interval": 0}, "interval is a whole number of at least 1, not 0"),
+        ({"drop_fraction": 1.1}, "drop_fraction is a share"),
         ({"stop": -0.1}, "stop is a share"),
-        ({"total_steps": 0}, "total_steps must be at least 1"),
+        ({"interval": 2.5}, "interval is a whole number"),
+        ({"interval": float("nan")}, "interval is a whole number"),
+        ({"interval": "10"}, "not '10'"),
+        ({"drop_fraction": float("nan")}, "not nan"),
+        ({"stop": None}, "not None"),
+        ({"total_steps": float("inf")}, "total_steps is a whole number"),
+        ({"total_steps": 0}, "total_steps is a whole number"),
     ],
 )
 def test_values_out_of_range(values: dict[str, float], message: str) -> None:
@@ -64,5 +70,5 @@ def test_a_cosine_that_ends_before_the_updates_do() -> None:
     assert schedule.fraction(160) == 0.0
     assert schedule.due(160)
     assert UpdateSchedule(cosine_steps=100).fraction(50) == pytest.approx(0.15)
-    with pytest.raises(UsageError, match="cosine_steps must be at least 1"):
+    with pytest.raises(UsageError, match="cosine_steps is a whole number"):
         UpdateSchedule(cosine_steps=0)

@@ -58,7 +58,7 @@ def test_magnitude_masks_keep_a_trained_models_largest_weights() -> None:
         ({"distribution": "erdos"}, "unknown distribution"),
         ({"dense": ("conv9",)}, "the layer 'conv9'"),
         ({"rule": "dense"}, r"rule dense keeps every weight, but density is 0\.2"),
-        ({"interval": 0}, "interval must be at least 1"),
+        ({"interval": 0}, "interval is a whole number"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:

@@ -101,3 +101,19 @@ def test_an_overflow_that_only_the_scaler_knows_of_postpones_the_update() -> Non
     del optimizer.found_inf, optimizer.grad_scale
     train(model, optimizer, range(6, 7))
     assert sparsifier.update_count == 1
+
+
+def test_a_first_step_that_overflows_leaves_no_state_behind() -> None:
+    # torch's fused SGD makes its momentum with torch.empty, and then skips the step.
+    model, optimizer, sparsifier = make("fused sgd")
+    backward(model, optimizer, 0)
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.grad_scale = torch.ones(())  # type: ignore[attr-defined]
+    # Deterministic algorithms fill what is empty with NaN.
+    torch.use_deterministic_algorithms(True)
+    try:
+        optimizer.step()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(optimizer.state) == len(list(model.parameters()))
+    assert int(torch.count_nonzero(inactive_tensors(model, optimizer, sparsifier.masks))) == 0

@@ -82,6 +82,12 @@ def test_state_of_another_run_is_refused() -> None:
         sparsifier.load_state_dict(make(dense=("4",), density=0.995)[2].state_dict())
     with pytest.raises(TrainingError, match="version 9, not 1"):
         sparsifier.load_state_dict({**sparsifier.state_dict(), "version": 9})
+    with pytest.raises(TrainingError, match="version None"):
+        sparsifier.load_state_dict(None)  # type: ignore[arg-type]
+    other = make(seed=1)[2].state_dict()
+    for key in ("masks", "step", "pending"):
+        with pytest.raises(TrainingError, match=f"state has no {key}"):
+            sparsifier.load_state_dict({k: v for k, v in other.items() if k != key})
     assert equal(before, list(sparsifier.masks.values()))
 
 
@@ -129,6 +135,17 @@ def test_a_compiled_optimizer_step_still_masks_and_updates() -> None:
         step()
     assert sparsifier.step_count == 7 and sparsifier.update_count == 1
     assert equal(snapshot(eager, eager_optimizer), snapshot(model, optimizer))
+
+
+def test_a_step_compiled_as_one_graph_says_why_not() -> None:
+    model, optimizer, _ = make()
+    backward(model, optimizer, 0)
+
+    def step() -> None:
+        optimizer.step()
+
+    with pytest.raises(Exception, match="compile without fullgraph"):
+        torch.compile(step, backend="eager", fullgraph=True)()
 
 
 def test_steps_of_a_replayed_graph_are_counted_by_hand() -> None:

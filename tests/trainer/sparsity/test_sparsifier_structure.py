@@ -230,10 +230,13 @@ def test_resume_is_bit_exact(name: str, rule: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"structure": "2:4"}, r"0 has 1 input channels, fewer than 4.*dense=\('stem',\)"),
+        ({"structure": "2:4"}, r"0 has 1 input channel, fewer than 4.*dense=\['stem'\]"),
         ({"structure": "0:4"}, r"unknown structure '0:4'.*unstructured, N:M such as 2:4"),
         ({"structure": "blocks"}, "unknown structure 'blocks'"),
-        ({"structure": "2:4", "dense": ("stem",), "density": 0.7}, r"at most 0\.506\."),
+        (
+            {"structure": "2:4", "dense": ("stem",), "density": 0.7},
+            r"at most 0\.506, a sparsity of at least 0\.494\.",
+        ),
         (
             {"density": 1e-5},
             r"density 1e-05 is 0\.05932 connections, and 3 layers need .*least 0\.0005058",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -138,12 +139,16 @@ def test_dense_layers_count_toward_the_total() -> None:
 
 def test_dense_layers_above_the_budget_are_refused() -> None:
     layers = [_layer("a", (10, 10), dense=True), _layer("b", (10, 10))]
-    with pytest.raises(UsageError, match=r"kept dense alone hold more than the density 0\.5"):
+    with pytest.raises(
+        UsageError, match=r"hold 0\.5 of the weights, and the density is 0\.5\..*at least 0\.505,"
+    ):
         densities(layers, 0.5, "erk")
 
 
-@pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan"), True])
-def test_density_out_of_range(density: float) -> None:
+@pytest.mark.parametrize(
+    "density", [0.0, -0.0, -0.1, 1.5, float("nan"), float("inf"), True, "0.5", None]
+)
+def test_density_out_of_range(density: Any) -> None:
     with pytest.raises(UsageError, match="density must be above 0 and at most 1"):
         densities([_layer("a", (2, 2))], density)
 
@@ -207,6 +212,12 @@ def test_models_that_cannot_be_masked_are_refused() -> None:
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
     with pytest.raises(UsageError, match="parametrization"):
         find_layers(normed)
+    with pytest.raises(UsageError, match=r"weight is on the meta device\. Give the layer"):
+        find_layers(nn.Linear(3, 3, device="meta"))
+    empty = nn.Linear(3, 3)
+    empty.weight = nn.Parameter(torch.empty(3, 0))
+    with pytest.raises(UsageError, match="weight has no elements"):
+        find_layers(empty)
 
 
 def test_names_are_those_inside_the_wrappers() -> None:
