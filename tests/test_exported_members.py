@@ -13,8 +13,9 @@ PUBLIC = {
     "moon.export": "Options from_onnx to_bundle",
     "moon.runtime": "Availability Backend Check Predictor backends compare dense_model "
     "open_backend",
-    "moon.scores": "SCORES Score ebo known_logits known_probabilities mls msp score_function "
-    "softmax unknown unknown_probability",
+    "moon.scores": "FittedScore SCORES SCORE_TABLE Score ScoreSpec Training ebo fit_score gen "
+    "known_logits known_probabilities mls msp restore_score score_function softmax unknown "
+    "unknown_probability",
     "moon.trainer": "Accounts AutoWeight Checkpoint LayerCost Recipe Sparsifier UnknownAwareLoss "
     "Votes account count_flops recompute_batch_norm training_flops",
 }

@@ -12,6 +12,7 @@ from moon.errors import UsageError
 from moon.scores import (
     SCORES,
     ebo,
+    gen,
     known_logits,
     known_probabilities,
     mls,
@@ -105,18 +106,63 @@ def test_shifting_all_logits_moves_energy_alone(logits: np.ndarray, shift: float
 
 
 def test_unknown_needs_an_unknown_class() -> None:
-    with pytest.raises(UsageError, match="needs a model with an unknown class"):
+    with pytest.raises(UsageError, match=r"needs a model with an unknown class"):
         unknown(HAND, None)
 
 
 def test_wrong_use_is_named() -> None:
     with pytest.raises(UsageError, match=r"shape \[N, L\].*\[3\]"):
         msp(np.zeros(3), None)
-    with pytest.raises(UsageError, match="unknown_index 4 is outside the 4 logits"):
+    with pytest.raises(UsageError, match=r"unknown_index 4 is outside the 4 logits"):
         msp(HAND, 4)
-    with pytest.raises(UsageError, match="no known class remains"):
+    with pytest.raises(UsageError, match=r"no known class remains"):
         mls(np.zeros((1, 1)), 0)
-    with pytest.raises(UsageError, match="positive"):
+    with pytest.raises(UsageError, match=r"positive"):
         ebo(HAND, 3, temperature=0.0)
     with pytest.raises(UsageError, match=r"no score is called nope.*msp, ebo, mls, unknown"):
         score_function("nope")
+
+
+# gen, which no exported graph has yet
+
+
+def test_gen_by_hand() -> None:
+    # Over the known 1, 2, 4: p = 1/7, 2/7, 4/7.
+    terms = [(p * (1 - p)) ** 0.1 for p in (4 / 7, 2 / 7, 1 / 7)]
+    assert gen(HAND, 3) == pytest.approx([-sum(terms)])
+    assert gen(HAND, 3, top=2) == pytest.approx([-sum(terms[:2])])
+    assert gen(HAND, 3, gamma=1.0) == pytest.approx([-(12 + 10 + 6) / 49])
+    assert gen([[2.0]], None) == pytest.approx([0])
+
+
+def test_gen_sums_the_hundred_largest_by_default() -> None:
+    logits = np.random.default_rng(0).normal(size=(3, 150))
+    assert gen(logits, None) == pytest.approx(gen(logits, None, top=100))
+    assert (gen(logits, None) > gen(logits, None, top=150)).all()
+    few = logits[:, :60]
+    assert gen(few, None) == pytest.approx(gen(few, None, top=60))
+
+
+def test_gen_tells_confident_inputs_apart() -> None:
+    # 1 - p is exp(-m) there, far below the spacing of numbers at 1.
+    margins = np.array([30.0, 60.0, 100.0, 200.0, 700.0, 3000.0])
+    logits = np.stack([margins, np.zeros(6)], axis=1)
+    assert gen(logits, None) == pytest.approx(-2 * np.exp(-0.1 * margins), rel=1e-9)
+    assert (np.diff(gen(logits, None)) > 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_gen_of_a_row_that_is_not_finite_is_nan_alone(bad: float) -> None:
+    found = gen([[0.0, 1.0, 2.0], [bad, 1.0, 2.0]], 2)
+    assert np.isfinite(found[0]) and np.isnan(found[1])
+    assert np.isfinite(gen([[-np.inf, 1.0, 0.0]], None)).all()
+
+
+def test_gen_refuses_wrong_arguments() -> None:
+    with pytest.raises(UsageError, match=r"4 largest of 3 known.*M from 1 to 3"):
+        gen(HAND, 3, top=4)
+    with pytest.raises(UsageError, match=r"0 largest"):
+        gen(HAND, 3, top=0)
+    for gamma in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(UsageError, match=r"gamma must be a positive number"):
+            gen(HAND, 3, gamma=gamma)

@@ -1,4 +1,4 @@
-"""Confidence scores from logits, in plain numpy.
+"""Scores that need logits alone: msp, ebo, mls, unknown and gen.
 
 Every score is a confidence: higher means more in-distribution. The gate accepts when
 ``score >= threshold``.
@@ -21,10 +21,14 @@ from moon.errors import UsageError
 
 __all__ = [
     "SCORES",
+    "TOP",
     "Score",
     "ebo",
+    "gen",
     "known_logits",
     "known_probabilities",
+    "log_softmax",
+    "logsumexp",
     "mls",
     "msp",
     "score_function",
@@ -34,6 +38,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+
+TOP = 100  # M of gen, where there are as many classes
 
 
 class Score(Protocol):
@@ -82,10 +88,7 @@ def unknown_probability(logits_NL: ArrayLike, unknown_index: int | None) -> Floa
         UsageError: the model has no unknown class.
     """
     if unknown_index is None:
-        raise UsageError(
-            "the score unknown needs a model with an unknown class, and this one has none",
-            remedy="Choose msp, ebo or mls",
-        )
+        raise no_unknown()
     probabilities = softmax(logits_NL)
     return probabilities[:, _column(unknown_index, probabilities.shape[1])]
 
@@ -133,7 +136,7 @@ def ebo(
         raise UsageError(f"the temperature must be a positive number, not {temperature}")
     logits = _as_logits(logits_NL)
     terms = logits if over_all else _without_unknown(logits, unknown_index)
-    return temperature * _logsumexp(terms / temperature)
+    return temperature * logsumexp(terms / temperature)
 
 
 def unknown(logits_NL: ArrayLike, unknown_index: int | None) -> Floats:
@@ -172,6 +175,64 @@ def mls(logits_NL: ArrayLike, unknown_index: int | None) -> Floats:
     return best
 
 
+def gen(
+    logits_NL: ArrayLike,
+    unknown_index: int | None,
+    *,
+    gamma: float = 0.1,
+    top: int | None = None,
+) -> Floats:
+    """Negative generalised entropy: -sum over the M largest p_c of (p_c (1 - p_c))^gamma.
+
+    Liu, Lochman and Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution
+    Detection", CVPR 2023. p is the softmax over the known logits alone: with the
+    unknown class among them, an input surely unknown would have the lowest entropy of all.
+    1 - p is summed from the other classes, so that confident inputs do not tie at 1 - p = 0.
+
+    Args:
+        logits_NL: [N, L].
+        unknown_index: column of the unknown class, or None.
+        gamma: above 0; the paper's 0.1.
+        top: M, how many of the largest probabilities count; None is min(K, 100), the paper's
+            and OpenOOD's choice.
+
+    Returns:
+        [N] float64 in [-M / 4^gamma, 0]. Cost: one softmax and a sort, O(N K log K).
+
+    Raises:
+        UsageError: gamma is out of range, or M larger than K.
+    """
+    check_gamma(gamma)
+    logits = known_logits(logits_NL, unknown_index)
+    count = top_count(top, logits.shape[1])
+    ordered = -np.sort(-logits, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        log_p = log_softmax(ordered)
+        rest = np.log1p(-np.exp(log_p))
+        if logits.shape[1] > 1:
+            rest[:, 0] = logsumexp(log_p[:, 1:])
+        total: Floats = -np.exp(gamma * (log_p + rest)[:, :count]).sum(axis=1)
+    return total
+
+
+def check_gamma(gamma: float) -> None:
+    if not 0 < gamma < np.inf:
+        raise UsageError(f"gamma must be a positive number, not {gamma}")
+
+
+def top_count(top: int | None, classes: int) -> int:
+    """M of :func:`gen`, checked."""
+    if top is None:
+        return min(classes, TOP)
+    if not 1 <= top <= classes:
+        raise UsageError(
+            f"gen sums the {top} largest of {classes} known classes' probabilities",
+            remedy=f"Choose M from 1 to {classes}",
+        )
+    return top
+
+
+# What the score head of an exported graph has a twin of.
 SCORES: dict[str, Score] = {"msp": msp, "ebo": ebo, "mls": mls, "unknown": unknown}
 
 
@@ -184,6 +245,13 @@ def score_function(name: str) -> Score:
     if name not in SCORES:
         raise UsageError(f"no score is called {name}", remedy=f"Choose one of {', '.join(SCORES)}")
     return SCORES[name]
+
+
+def no_unknown() -> UsageError:
+    return UsageError(
+        "the score unknown needs a model with an unknown class, and this one has none",
+        remedy="Choose msp, ebo or mls",
+    )
 
 
 def _as_logits(logits_NL: ArrayLike) -> Floats:
@@ -208,7 +276,14 @@ def _without_unknown(values_NL: Floats, unknown_index: int | None) -> Floats:
     return np.delete(values_NL, _column(unknown_index, columns), axis=1)
 
 
-def _logsumexp(values_NK: Floats) -> Floats:
+def log_softmax(logits_NK: Floats) -> Floats:
+    """Logarithm of the softmax, without the underflow of taking one after the other."""
+    shifted: Floats = logits_NK - logits_NK.max(axis=1, keepdims=True)
+    return shifted - logsumexp(shifted)[:, None]
+
+
+def logsumexp(values_NK: Floats) -> Floats:
+    """log(sum(exp)) over the last axis: [N, K] -> [N]."""
     peak_N = values_NK.max(axis=1)
     # Where the peak is infinite the shift would be inf - inf; the answer is the peak itself.
     shift_N = np.where(np.isfinite(peak_N), peak_N, 0.0)
