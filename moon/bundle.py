@@ -1,14 +1,14 @@
 """The bundle: a folder, and the only thing that passes from training to running.
 
     manifest.json   what the other files are, with their checksums, and its own hash
-    model.onnx      the graph, its threshold an initializer and an optional input
+    model.onnx      the graph, its thresholds initializers and one an optional input
     gate.json       the calibrated gates; missing until calibrated
     golden.npz      a few inputs with the outputs expected of every backend
     engines/        compiled engines and tuning plans, each with a sidecar
 
 Opening checks everything: a flipped byte, a file that is not listed, a path or symbolic link
 that leaves the folder, tensors stored outside the ONNX file, an unknown schema, or a graph
-whose threshold is not gate.json's. Checksums find damage and mistakes; they do not prove who
+whose thresholds are not gate.json's. Checksums find damage and mistakes; they do not prove who
 wrote the bundle.
 """
 
@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
-import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,8 @@ from moon.errors import BundleError
 from moon.fields import Fields
 from moon.files import replacing_directory, sha256_bytes, sha256_file
 from moon.gate import Gate
+from moon.gated_graph import check_graph
 from moon.manifest import FileEntry, Manifest
-from moon.onnxfile import FLOAT32, INT64, find_initializer, has_external_data, read_scalar
 
 __all__ = ["Bundle", "Golden", "Manifest", "gates_bytes", "golden_bytes", "write_bundle"]
 
@@ -47,12 +45,21 @@ _OPTIONAL = ("gate.json",)
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened, verified bundle. Make one with :meth:`open` or :func:`write_bundle`."""
+    """An opened, verified bundle. Make one with :meth:`open` or :func:`write_bundle`.
+
+    Attributes:
+        path: its folder.
+        manifest: what manifest.json says.
+        gates: by backend, and ``default``; empty until calibrated.
+        gate_score: the score the graph gates by.
+        by_class: the graph has a threshold for each class; bundles of earlier releases do not.
+    """
 
     path: Path
     manifest: Manifest
     gates: Mapping[str, Gate]
     gate_score: str
+    by_class: bool
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -68,8 +75,8 @@ class Bundle:
             if name not in (*_REQUIRED, *_OPTIONAL):
                 _check_file(root, name, entry)
         gates = _read_gates(root, manifest)
-        gate_score = _check_graph(_read(root, manifest, "model.onnx"), manifest, gates)
-        bundle = cls(root, manifest, gates, gate_score)
+        graph = check_graph(_read(root, manifest, "model.onnx"), manifest, gates)
+        bundle = cls(root, manifest, gates, graph.score, graph.by_class)
         _check_golden(bundle.golden(), manifest)
         return bundle
 
@@ -153,7 +160,7 @@ def write_bundle(
         text = json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n"
         (aside / "manifest.json").write_text(text, encoding="utf-8")
         written = Bundle.open(aside)
-    return Bundle(Path(path), written.manifest, written.gates, written.gate_score)
+    return replace(written, path=Path(path))
 
 
 def gates_bytes(gates: Mapping[str, Gate]) -> bytes:
@@ -266,40 +273,6 @@ def _read_gates(root: Path, manifest: Manifest) -> dict[str, Gate]:
     if "default" not in gates:
         raise BundleError("gate.json has no default gate", remedy="Run moon calibrate again")
     return gates
-
-
-def _check_graph(model: bytes, manifest: Manifest, gates: Mapping[str, Gate]) -> str:
-    """Check the graph against manifest and gates; returns the score its gate reads."""
-    external = has_external_data(model)
-    if external is not None:
-        raise BundleError(
-            f"model.onnx keeps the tensor {external} outside the file, which a bundle may not",
-            remedy="Export it again with all data inside",
-        )
-    for name, dtype in (("threshold", FLOAT32), ("gate_score", INT64)):
-        found = find_initializer(model, name)
-        if found.dtype != dtype or found.dims:
-            raise BundleError(f"model.onnx: {name} has the wrong type or shape", remedy=_REMEDY)
-    index = int(read_scalar(model, "gate_score"))
-    if not 0 <= index < len(manifest.scores):
-        raise BundleError(f"model.onnx: gate_score {index} names no score", remedy=_REMEDY)
-    _check_threshold(float(read_scalar(model, "threshold")), manifest.scores[index], gates)
-    return manifest.scores[index]
-
-
-def _check_threshold(threshold: float, score: str, gates: Mapping[str, Gate]) -> None:
-    expected = gates["default"].threshold if gates else math.inf
-    if struct.pack("<f", threshold) != struct.pack("<f", expected):
-        raise BundleError(
-            f"the threshold of model.onnx, {threshold!r}, is not that of gate.json, {expected!r}",
-            remedy="Run moon calibrate again",
-        )
-    for backend, gate in gates.items():
-        if gate.score != score:
-            raise BundleError(
-                f"model.onnx gates by {score}, but gate.json ({backend}) by {gate.score}",
-                remedy="Run moon calibrate again",
-            )
 
 
 def _load_golden(data: bytes) -> Golden:

@@ -1,23 +1,26 @@
-"""The gate: one threshold on one confidence score, and the decision it gives an input.
+"""The gate: a threshold on one confidence score, and the decision it gives an input.
 
 A gate accepts an input when ``score >= threshold`` and the score is finite, and for no other
-reason: a second way to reject would void what its calibration promises. How thresholds are
-found is in :mod:`moon.gate_calibration`.
+reason: a second way to reject would void what its calibration promises. The threshold is one
+for all inputs, or one for each predicted class. How thresholds are found is in
+:mod:`moon.gate_calibration` and :mod:`moon.class_calibration`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moon.errors import BundleError
 from moon.fields import Fields
+from moon.per_class import PerClass
+from moon.threshold import STORED_SCORES, Achieved, Threshold, accepts
+from moon.threshold import as_float32 as as_float32  # its home until it had one of its own
 
 __all__ = [
     "METHODS",
@@ -32,26 +35,6 @@ __all__ = [
 METHODS = ("conformal", "pac", "risk")
 REASONS = ("unknown", "low_confidence", "ood")
 QUANTILES = ("p_unknown", "msp", "ebo")
-STORED_SCORES = 10_000
-
-
-class _AchievedRisk(TypedDict, total=False):
-    error: float
-    error_bound: float
-
-
-class Achieved(_AchievedRisk):
-    """What a threshold does on the calibration scores.
-
-    Attributes:
-        reject: share of the calibration scores rejected.
-        ci95: central 95% interval of the true reject rate of in-distribution inputs.
-        error: share of the accepted that were classified wrongly (method risk only).
-        error_bound: upper confidence bound of that error, at 1 - delta (method risk only).
-    """
-
-    reject: float
-    ci95: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +43,8 @@ class Gate:
 
     Attributes:
         score: name of the score, as in :data:`moon.scores.SCORES`.
-        threshold: accept when score >= threshold; always a float32 value.
+        threshold: accept when score >= threshold; always a float32 value. With ``per_class``,
+            what one threshold over all classes would be by the same promise; decides nothing.
         method: conformal, pac or risk.
         alpha: largest reject rate promised (conformal, pac), else None.
         delta: chance that the promise fails over the calibration draw (pac, risk), else None.
@@ -71,9 +55,10 @@ class Gate:
         achieved: what the threshold does on the calibration scores.
         backend: backend that computed the calibration scores.
         data_sha256: hash of the calibration items, or "" when unknown.
-        scores: finite calibration scores, sorted; thinned to at most 10,000.
+        scores: finite calibration scores, sorted; thinned to at most 10,000, together with
+            those of ``per_class``.
         ranks: rank, from 1, of each of ``scores`` among all n; rank k is never thinned away.
-        per_class: thresholds by predicted class; always None here.
+        per_class: thresholds by predicted class; None for one over all classes.
         reason: in-distribution quantiles of p_unknown, msp and ebo, which only explain.
     """
 
@@ -91,56 +76,80 @@ class Gate:
     nonfinite: int = 0
     backend: str = "onnxruntime"
     data_sha256: str = ""
-    per_class: None = None
+    per_class: PerClass | None = None
     reason: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_gate(self)
 
-    def accepts(self, scores_N: ArrayLike) -> NDArray[np.bool_]:
-        """Which scores are accepted: finite and >= the threshold, compared as float32."""
-        values = as_float32(scores_N)
-        accepted: NDArray[np.bool_] = np.isfinite(values) & (values >= np.float32(self.threshold))
-        return accepted
+    def bars(self, labels_N: ArrayLike | None = None) -> NDArray[np.float32]:
+        """What scores are compared with: [] one for all, or [N] by predicted class.
 
-    def p_value(self, score: float) -> float | None:
+        Args:
+            labels_N: [N] predicted classes, as the graph's ``label``; a gate with
+                ``per_class`` needs them.
+        """
+        if self.per_class is None:
+            return np.asarray(self.threshold, dtype=np.float32)
+        if labels_N is None:
+            raise ValueError("a gate by predicted class needs the predicted classes")
+        return self.per_class.thresholds(labels_N)
+
+    def accepts(self, scores_N: ArrayLike, labels_N: ArrayLike | None = None) -> NDArray[np.bool_]:
+        """Which scores are accepted: finite and >= the threshold, compared as float32.
+
+        Args:
+            scores_N: [N] scores.
+            labels_N: see :meth:`bars`.
+        """
+        return accepts(scores_N, self.bars(labels_N))
+
+    def p_value(self, score: float, label: int | None = None) -> float | None:
         """(1 + #{calibration scores <= score}) / (n + 1), or None for a score not finite.
 
-        The share of equally unusual in-distribution inputs. Between two stored scores of a
-        thinned gate the larger count is taken, which keeps it a valid p-value; it is too
-        large by at most n / 9,998 ranks. Under the method conformal, accepting is exactly
-        p > alpha.
+        The share of equally unusual in-distribution inputs; with ``per_class``, of those
+        predicted as the same class (or as one of the pooled ones). Between two stored scores
+        of a thinned gate the larger count is taken, which keeps it a valid p-value; without
+        ``per_class`` it is too large by at most n / 9,998 ranks. Under the method conformal,
+        accepting is exactly p > alpha.
+
+        Args:
+            score: the input's score.
+            label: its predicted class; a gate with ``per_class`` needs it.
         """
-        value = as_float32(score)
-        if not np.isfinite(value):
-            return None
-        below = int(np.searchsorted(self._sorted, value, side="right"))
-        next_rank = self.ranks[below] if below < len(self.ranks) else self.n + 1
-        return next_rank / (self.n + 1)
+        if self.per_class is None:
+            return self.overall.p_value(score)
+        if label is None:
+            raise ValueError("a gate by predicted class needs the predicted class")
+        return self.per_class.of(label).p_value(score)
 
     @cached_property
-    def _sorted(self) -> NDArray[np.float32]:
-        return np.asarray(self.scores, dtype=np.float32)
+    def overall(self) -> Threshold:
+        """The threshold over all classes, with its evidence."""
+        return Threshold(
+            value=self.threshold,
+            n=self.n,
+            k=self.k,
+            nonfinite=self.nonfinite,
+            achieved=self.achieved,
+            scores=self.scores,
+            ranks=self.ranks,
+        )
 
-    def to_json(self) -> dict[str, Any]:
-        """The gate's entry in gate.json."""
+    def to_json(self, *, stored: bool = True) -> dict[str, Any]:
+        """The gate's entry in gate.json; ``stored`` False leaves the stored scores out."""
+        by_class = self.per_class
         return {
             "score": self.score,
-            "threshold": self.threshold,
             "method": self.method,
             "alpha": self.alpha,
             "delta": self.delta,
             "risk": self.risk,
-            "n": self.n,
-            "k": self.k,
-            "nonfinite": self.nonfinite,
-            "per_class": self.per_class,
-            "achieved": dict(self.achieved),
+            "per_class": None if by_class is None else by_class.to_json(stored=stored),
             "backend": self.backend,
             "data_sha256": self.data_sha256,
             "reason": dict(self.reason),
-            "scores": list(self.scores),
-            "ranks": list(self.ranks),
+            **self.overall.to_json(stored=stored),
         }
 
     @classmethod
@@ -151,24 +160,26 @@ class Gate:
             BundleError: a field is missing, of the wrong type, or contradicts another.
         """
         fields = Fields(plain, "a gate", _bad)
-        if fields.take_or("per_class", None) is not None:
-            raise _bad("per_class thresholds need a newer version of moon")
+        by_class = fields.take_or("per_class", None)
+        score = fields.text("score")
+        found = Threshold.take(fields, _bad)
         gate = cls(
-            score=fields.text("score"),
-            threshold=fields.number("threshold"),
+            score=score,
+            threshold=found.value,
             method=fields.text("method"),
             alpha=fields.maybe_number("alpha"),
             delta=fields.maybe_number("delta"),
             risk=fields.maybe_number("risk"),
-            n=fields.integer("n"),
-            k=fields.maybe_integer("k"),
-            nonfinite=fields.integer("nonfinite"),
-            achieved=_achieved(fields.mapping("achieved")),
+            n=found.n,
+            k=found.k,
+            nonfinite=found.nonfinite,
+            achieved=found.achieved,
             backend=fields.text("backend"),
             data_sha256=fields.text("data_sha256"),
             reason=_quantiles(fields.mapping("reason")),
-            scores=fields.numbers("scores"),
-            ranks=fields.integers("ranks"),
+            scores=found.scores,
+            ranks=found.ranks,
+            per_class=None if by_class is None else PerClass.from_json(by_class, _bad),
         )
         fields.done()
         return gate
@@ -244,17 +255,9 @@ def explain(
     return "ood"
 
 
-def as_float32(values: ArrayLike) -> NDArray[np.float32]:
-    """Scores as backends compute them; a value beyond float32 becomes infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(values).astype(np.float32)
-
-
 def _check_gate(gate: Gate) -> None:
     if gate.method not in METHODS:
         raise _bad(f"the method {gate.method} is unknown, expected one of {', '.join(METHODS)}")
-    if not math.isfinite(gate.threshold) or float(as_float32(gate.threshold)) != gate.threshold:
-        raise _bad(f"the threshold {gate.threshold} is not a finite float32")
     for name in ("alpha", "delta", "risk"):
         value = getattr(gate, name)
         if value is not None and not 0 < value < 1:
@@ -262,39 +265,15 @@ def _check_gate(gate: Gate) -> None:
     promised = gate.risk if gate.method == "risk" else gate.alpha
     if promised is None or (gate.method != "conformal" and gate.delta is None):
         raise _bad(f"a gate by the method {gate.method} lacks its promised rate or delta")
-    if gate.n < 1 or not 0 <= gate.nonfinite < gate.n:
-        raise _bad(f"n = {gate.n} and nonfinite = {gate.nonfinite} contradict each other")
     if not set(gate.reason) <= set(QUANTILES):
         raise _bad(f"reason may hold only {', '.join(QUANTILES)}")
-    _check_evidence(gate)
-
-
-def _check_evidence(gate: Gate) -> None:
-    scores, ranks = np.asarray(gate.scores), np.asarray(gate.ranks)
-    if not 1 <= len(scores) == len(ranks) <= STORED_SCORES:
-        raise _bad("scores and ranks must have one length, from 1 to 10,000")
-    if not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
-        raise _bad("the calibration scores must be finite and sorted")
-    if (np.diff(ranks) < 1).any() or ranks[0] != gate.nonfinite + 1 or ranks[-1] != gate.n:
-        raise _bad("the ranks must grow from the first finite score's to n")
-    if gate.method == "risk":
-        return
-    at = np.flatnonzero(ranks == gate.k)
-    if len(at) != 1 or scores[at[0]] != gate.threshold:
-        raise _bad(f"the threshold is not the calibration score of rank {gate.k}")
-
-
-def _achieved(plain: dict[str, Any]) -> Achieved:
-    fields = Fields(plain, "achieved", _bad)
-    ci95 = fields.numbers("ci95")
-    if len(ci95) != 2:
-        raise _bad("achieved.ci95 must hold two numbers")
-    achieved: Achieved = {"reject": fields.number("reject"), "ci95": list(ci95)}
-    error, error_bound = fields.maybe_number("error"), fields.maybe_number("error_bound")
-    fields.done()
-    if error is not None and error_bound is not None:
-        achieved["error"], achieved["error_bound"] = error, error_bound
-    return achieved
+    gate.overall.check(_bad)
+    if gate.method != "risk":
+        gate.overall.check_rank(_bad)
+    if gate.per_class is not None:
+        if gate.method == "risk":
+            raise _bad("the method risk has no thresholds by class")
+        gate.per_class.check(gate.n, gate.nonfinite, _bad)
 
 
 def _quantiles(plain: dict[str, Any]) -> dict[str, float]:

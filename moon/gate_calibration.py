@@ -1,5 +1,7 @@
 """Finding a threshold with a promise, from held-out in-distribution scores.
 
+Over all classes; :mod:`moon.class_calibration` does the same by predicted class.
+
     conformal   at most a share alpha of in-distribution inputs is rejected, on average over
                 draws of the calibration set
     pac         with probability 1 - delta over that draw, the reject rate is at most alpha
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import TypedDict
@@ -28,9 +31,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from moon.binomial import beta_interval, pac_rank, smallest_zero_tail
 from moon.errors import CalibrationError, UsageError
-from moon.gate import STORED_SCORES, Gate, as_float32
+from moon.gate import Gate
+from moon.per_class import PerClass
+from moon.threshold import STORED_SCORES, Threshold, as_float32, stored_ranks
 
-__all__ = ["Evidence", "calibrate_conformal", "calibrate_pac", "rate"]
+__all__ = ["Evidence", "Promise", "calibrate_conformal", "calibrate_pac", "rate"]
 
 Rate = float | str | Fraction | Decimal
 
@@ -41,6 +46,53 @@ class Evidence(TypedDict, total=False):
     backend: str
     data_sha256: str
     reason: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """At most ``alpha`` of in-distribution inputs rejected.
+
+    Attributes:
+        alpha: that share.
+        delta: None when it holds on average over calibrations (conformal); else the chance
+            that it fails over the calibration draw (pac).
+    """
+
+    alpha: Fraction
+    delta: Fraction | None = None
+
+    @classmethod
+    def of(cls, alpha: Rate, delta: Rate | None = None) -> Promise:
+        """From rates as their decimal digits say them.
+
+        Raises:
+            UsageError: alpha or delta is out of range.
+        """
+        return cls(
+            alpha=rate(alpha, "alpha"), delta=None if delta is None else rate(delta, "delta")
+        )
+
+    @property
+    def method(self) -> str:
+        """conformal or pac."""
+        return "conformal" if self.delta is None else "pac"
+
+    def rank(self, n: int) -> int:
+        """Which of n calibration scores, 1 for the smallest, keeps it; below 1 none does."""
+        if self.delta is None:
+            return math.floor(self.alpha * (n + 1))
+        return pac_rank(n, self.alpha, self.delta)
+
+    @property
+    def fewest(self) -> int:
+        """The smallest n for which a rank keeps it."""
+        if self.delta is None:
+            return math.ceil(1 / self.alpha) - 1
+        return smallest_zero_tail(self.alpha, self.delta)
+
+    def __str__(self) -> str:
+        often = "" if self.delta is None else f" at delta {float(self.delta):g}"
+        return f"at most {float(self.alpha):g} rejected{often}"
 
 
 def calibrate_conformal(
@@ -63,13 +115,7 @@ def calibrate_conformal(
             not finite.
         UsageError: alpha is out of range, or the scores are not one-dimensional.
     """
-    exact = rate(alpha, "alpha")
-    values = as_scores(scores_N)
-    k = math.floor(exact * (len(values) + 1))
-    if k < 1:
-        smallest = math.ceil(1 / exact) - 1
-        raise too_few(len(values), smallest, f"at most {float(exact):g} rejected")
-    return _at_rank(values, k, "conformal", exact, None, score, evidence)
+    return _calibrate(scores_N, Promise.of(alpha), score, evidence)
 
 
 def calibrate_pac(
@@ -99,15 +145,7 @@ def calibrate_pac(
             are not finite.
         UsageError: alpha or delta is out of range, or the scores are not one-dimensional.
     """
-    exact, failing = rate(alpha, "alpha"), rate(delta, "delta")
-    values = as_scores(scores_N)
-    k = pac_rank(len(values), exact, failing)
-    if k < 1:
-        smallest = smallest_zero_tail(exact, failing)
-        raise too_few(
-            len(values), smallest, f"at most {float(exact):g} rejected at delta {float(failing):g}"
-        )
-    return _at_rank(values, k, "pac", exact, failing, score, evidence)
+    return _calibrate(scores_N, Promise.of(alpha, delta), score, evidence)
 
 
 def rate(value: Rate, name: str) -> Fraction:
@@ -149,42 +187,42 @@ def too_few(n: int, smallest: int, promise: str) -> CalibrationError:
     )
 
 
-def stored(values: NDArray[np.float32], k: int | None) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def stored(
+    values: NDArray[np.float32], k: int | None, limit: int = STORED_SCORES
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The finite of the sorted ``values`` and their ranks, thinned evenly; rank k stays."""
     first = int(np.searchsorted(values, -np.inf, side="right")) + 1
-    n = len(values)
-    ranks = np.arange(first, n + 1)
-    if len(ranks) > STORED_SCORES:
-        even = np.linspace(first, n, STORED_SCORES - 1).round().astype(np.int64)
-        ranks = np.unique(even if k is None else np.append(even, k))
+    ranks = np.asarray(stored_ranks(first, len(values), k, limit), dtype=np.int64)
     return tuple(values[ranks - 1].tolist()), tuple(ranks.tolist())
 
 
-def _at_rank(
-    values: NDArray[np.float32],
-    k: int,
-    method: str,
-    alpha: Fraction,
-    delta: Fraction | None,
-    score: str,
-    evidence: Evidence | None,
-) -> Gate:
-    n = len(values)
+def threshold_of(
+    values: NDArray[np.float32], promise: Promise, limit: int = STORED_SCORES
+) -> Threshold:
+    """The threshold that keeps ``promise``, of :func:`as_scores`' values.
+
+    Args:
+        values: [n] sorted scores.
+        promise: what to keep.
+        limit: how many scores to store.
+
+    Raises:
+        CalibrationError: there are too few for it, or too many are not finite.
+    """
+    n, k = len(values), promise.rank(len(values))
+    if k < 1:
+        raise too_few(n, promise.fewest, str(promise))
     nonfinite = int(np.searchsorted(values, -np.inf, side="right"))
     if k <= nonfinite:
         raise CalibrationError(
             f"{nonfinite} of {n} calibration scores are not finite and would be rejected, "
-            f"more than the {k - 1} that alpha {float(alpha):g} allows",
+            f"more than the {k - 1} that alpha {float(promise.alpha):g} allows",
             remedy="Find out why the model gives NaN or infinite scores on these images",
         )
     threshold = values[k - 1]
-    scores, ranks = stored(values, k)
-    return Gate(
-        score=score,
-        threshold=float(threshold),
-        method=method,
-        alpha=float(alpha),
-        delta=None if delta is None else float(delta),
+    scores, ranks = stored(values, k, limit)
+    return Threshold(
+        value=float(threshold),
         n=n,
         k=k,
         nonfinite=nonfinite,
@@ -194,5 +232,35 @@ def _at_rank(
         },
         scores=scores,
         ranks=ranks,
+    )
+
+
+def gate_of(
+    found: Threshold,
+    promise: Promise,
+    score: str,
+    evidence: Evidence | None,
+    per_class: PerClass | None = None,
+) -> Gate:
+    """The gate of a threshold over all classes, and of those by class."""
+    return Gate(
+        score=score,
+        threshold=found.value,
+        method=promise.method,
+        alpha=float(promise.alpha),
+        delta=None if promise.delta is None else float(promise.delta),
+        n=found.n,
+        k=found.k,
+        nonfinite=found.nonfinite,
+        achieved=found.achieved,
+        scores=found.scores,
+        ranks=found.ranks,
+        per_class=per_class,
         **(evidence or {}),
     )
+
+
+def _calibrate(
+    scores_N: ArrayLike, promise: Promise, score: str, evidence: Evidence | None
+) -> Gate:
+    return gate_of(threshold_of(as_scores(scores_N), promise), promise, score, evidence)

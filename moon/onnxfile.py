@@ -1,8 +1,8 @@
-"""Reading and patching scalars of an ONNX file without the onnx package.
+"""Reading and patching small initializers of an ONNX file without the onnx package.
 
 An ONNX file is a protocol buffer. This walks its wire format far enough to find the main
-graph's initializers, to overwrite a scalar in place, and to notice tensors whose data lies
-outside the file. It trusts nothing: damaged or deceptive bytes raise BundleError.
+graph's initializers, to overwrite a scalar or a vector in place, and to notice tensors whose
+data lies outside the file. It trusts nothing: damaged or deceptive bytes raise BundleError.
 
 Field numbers are those of onnx.proto; the wire format is protobuf's own
 (https://protobuf.dev/programming-guides/encoding/).
@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moon.errors import BundleError
 
 __all__ = [
@@ -24,8 +27,11 @@ __all__ = [
     "Initializer",
     "find_initializer",
     "has_external_data",
+    "has_initializer",
     "patch_scalar",
+    "patch_vector",
     "read_scalar",
+    "read_vector",
 ]
 
 FLOAT32, INT64 = 1, 7
@@ -83,13 +89,7 @@ def find_initializer(data: bytes, name: str) -> Initializer:
         BundleError: malformed file, no such initializer, two of them, no raw data, or a raw
             data of another length than its type and shape need.
     """
-    wanted = name.encode()
-    found = [
-        tensor
-        for graph in _messages(data, 0, len(data), _MODEL_GRAPH)
-        for tensor in _messages(data, graph.start, graph.end, _GRAPH_INITIALIZER)
-        if _tensor_name(data, tensor) == wanted
-    ]
+    found = _named(data, name)
     if len(found) != 1:
         count = "no initializer" if not found else f"{len(found)} initializers"
         raise BundleError(
@@ -97,6 +97,15 @@ def find_initializer(data: bytes, name: str) -> Initializer:
             remedy="Export the bundle again with moon export",
         )
     return _initializer(data, found[0], name)
+
+
+def has_initializer(data: bytes, name: str) -> bool:
+    """Whether the main graph has an initializer ``name``.
+
+    Raises:
+        BundleError: malformed file.
+    """
+    return bool(_named(data, name))
 
 
 def read_scalar(data: bytes, name: str) -> float | int:
@@ -124,8 +133,32 @@ def patch_scalar(data: bytes, name: str, value: float | int) -> bytes:
     except (struct.error, OverflowError) as error:
         raise ValueError(f"{value!r} does not fit the initializer {name}") from error
     (back,) = struct.unpack(_FORMATS[at.dtype], packed)
-    if back != value:
+    if back != value and not (math.isnan(back) and math.isnan(value)):
         raise ValueError(f"{value!r} is not representable in the initializer {name}")
+    return data[: at.offset] + packed + data[at.offset + at.length :]
+
+
+def read_vector(data: bytes, name: str) -> NDArray[np.float32]:
+    """The values of the float32 initializer ``name`` of one dimension.
+
+    Raises:
+        BundleError: see :func:`find_initializer`, or it is no float32 vector.
+    """
+    at = _vector(data, name)
+    return np.frombuffer(data, "<f4", at.dims[0], at.offset).astype(np.float32)
+
+
+def patch_vector(data: bytes, name: str, values: NDArray[np.float32]) -> bytes:
+    """The file with other values in the float32 vector ``name``; all else is the same.
+
+    Raises:
+        BundleError: see :func:`read_vector`.
+        ValueError: the initializer has another length.
+    """
+    at = _vector(data, name)
+    if values.shape != at.dims:
+        raise ValueError(f"{name} has {at.dims[0]} values, not {list(values.shape)}")
+    packed = values.astype("<f4").tobytes()
     return data[: at.offset] + packed + data[at.offset + at.length :]
 
 
@@ -176,6 +209,26 @@ def _scalar(data: bytes, name: str) -> Initializer:
             remedy="Export the bundle again with moon export",
         )
     return at
+
+
+def _vector(data: bytes, name: str) -> Initializer:
+    at = find_initializer(data, name)
+    if at.dtype != FLOAT32 or len(at.dims) != 1:
+        raise BundleError(
+            f"the initializer {name} is not a float32 vector",
+            remedy="Export the bundle again with moon export",
+        )
+    return at
+
+
+def _named(data: bytes, name: str) -> list[_Field]:
+    wanted = name.encode()
+    return [
+        tensor
+        for graph in _messages(data, 0, len(data), _MODEL_GRAPH)
+        for tensor in _messages(data, graph.start, graph.end, _GRAPH_INITIALIZER)
+        if _tensor_name(data, tensor) == wanted
+    ]
 
 
 def _tensor_name(data: bytes, tensor: _Field) -> bytes:

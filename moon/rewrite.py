@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from moon.bundle import Bundle, Golden, gates_bytes, golden_bytes, write_bundle
 from moon.errors import BundleError
 from moon.gate import Gate
-from moon.onnxfile import patch_scalar
+from moon.onnxfile import patch_scalar, patch_vector
 
 __all__ = ["with_gate"]
 
@@ -15,9 +19,9 @@ def with_gate(
 ) -> Bundle:
     """Give ``bundle`` another gate for ``backend``, as one change of the whole folder.
 
-    The default gate also sets the graph's threshold and the score it gates by, and the
-    golden decisions, which follow from the golden scores. Gates of other backends stay as
-    long as they use the same score; engines/ stays as it is.
+    The default gate also sets the graph's thresholds and the score it gates by, and the
+    golden decisions, which follow from the golden scores and labels. Gates of other backends
+    stay as long as they use the same score; engines/ stays as it is.
 
     Args:
         bundle: rewritten in place.
@@ -29,8 +33,9 @@ def with_gate(
         The bundle, reopened.
 
     Raises:
-        BundleError: the graph does not carry the gate's score, or a backend's own gate does
-            not use the score of the default one.
+        BundleError: the graph does not carry the gate's score, a backend's own gate does
+            not use the score of the default one, or a gate by class is given to a graph that
+            has one threshold.
     """
     scores = bundle.manifest.scores
     if gate.score not in scores:
@@ -38,6 +43,13 @@ def with_gate(
             f"the bundle does not carry the score {gate.score}",
             remedy=f"Choose one of {', '.join(scores)}, or export it again with that score",
         )
+    if gate.per_class is not None:
+        require_by_class(bundle)
+        if gate.per_class.classes != bundle.classes:
+            raise BundleError(
+                "the classes of per_class are not the bundle's, in order",
+                remedy=f"Calibrate by the classes {', '.join(bundle.classes)}",
+            )
     default = bundle.gates.get("default")
     if backend != "default" and (default is None or default.score != gate.score):
         raise BundleError(
@@ -46,17 +58,38 @@ def with_gate(
         )
     kept = {name: old for name, old in bundle.gates.items() if old.score == gate.score}
     gates = {**kept, backend: gate}
-    model = bundle.model_bytes()
-    model = patch_scalar(model, "threshold", gates["default"].threshold)
-    model = patch_scalar(model, "gate_score", scores.index(gate.score))
+    model = _gated(bundle, gates["default"])
     arrays = {**bundle.golden(), **(golden or {})}
     arrays["score"] = arrays[f"score_{gate.score}"]
-    arrays["accept"] = gates["default"].accepts(arrays["score"])
+    arrays["accept"] = gates["default"].accepts(arrays["score"], arrays["label"])
     files = _engines(bundle)
     files["model.onnx"] = model
     files["gate.json"] = gates_bytes(gates)
     files["golden.npz"] = golden_bytes(arrays.pop("pixels"), arrays)
     return write_bundle(bundle.path, manifest_fields=_fields(bundle), files=files, force=True)
+
+
+def require_by_class(bundle: Bundle) -> None:
+    """Refuse a bundle whose graph has one threshold and no place for more.
+
+    Raises:
+        BundleError: it was exported before graphs had one a class.
+    """
+    if not bundle.by_class:
+        raise BundleError(
+            f"the graph of {bundle.path} has one threshold, so it cannot gate by class",
+            remedy="Export it again with moon export, then calibrate with --per-class",
+        )
+
+
+def _gated(bundle: Bundle, gate: Gate) -> bytes:
+    """The model with the bytes of ``gate``."""
+    model, one = bundle.model_bytes(), gate.per_class is None
+    model = patch_scalar(model, "threshold", gate.threshold if one else math.nan)
+    if bundle.by_class:
+        bars_K = np.broadcast_to(gate.bars(np.arange(len(bundle.classes))), len(bundle.classes))
+        model = patch_vector(model, "thresholds", bars_K)
+    return patch_scalar(model, "gate_score", bundle.manifest.scores.index(gate.score))
 
 
 def _engines(bundle: Bundle) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from moon.bundle import Bundle, gates_bytes, golden_bytes, write_bundle
 from moon.data.preprocess import Preprocess
 from moon.gate import Gate
 from moon.gate_calibration import calibrate_conformal
-from moon.onnxfile import patch_scalar
+from moon.onnxfile import patch_scalar, patch_vector
 from moon.runtime.onnxruntime import OnnxRuntime
 from moon.scores import ebo, msp, unknown_probability
 
@@ -37,15 +37,17 @@ def make_bundle(
     sparsity: float = 0.8,
     seed: int = 0,
     force: bool = False,
+    by_class: bool = True,
 ) -> Bundle:
     """Write a bundle: conv 3x3, ReLU, pool, linear, score head; random sparse weights.
 
     The gate, conformal, is calibrated on 300 random images like those of :func:`images`.
+    ``by_class`` False makes the graph one of earlier releases, without a threshold a class.
     """
     manifest = manifest_fields(classes, size, channels, unknown, dtype)
     model = make_model(
         classes=len(classes), channels=channels, size=size, unknown=unknown, dtype=dtype,
-        score=score, sparsity=sparsity, seed=seed,
+        score=score, sparsity=sparsity, seed=seed, by_class=by_class,
     )  # fmt: skip
     manifest["sparsity"] = _sparsity(model)
     data = model.SerializeToString()
@@ -54,6 +56,9 @@ def make_bundle(
     if calibrated:
         gate = _gate(data, preprocess, manifest["unknown_index"], dtype, score, reject, seed)
         data = patch_scalar(data, "threshold", gate.threshold)
+        if by_class:
+            bars = np.full(len(classes), gate.threshold, np.float32)
+            data = patch_vector(data, "thresholds", bars)
         files["gate.json"] = gates_bytes({"default": gate})
     pixels = images(5, size, channels, seed=seed + 1)
     files["golden.npz"] = golden_bytes(pixels, _run(data, preprocess, dtype, pixels))
@@ -108,6 +113,7 @@ def make_model(
     score: str = "ebo",
     sparsity: float = 0.8,
     seed: int = 0,
+    by_class: bool = True,
 ) -> onnx.ModelProto:
     """An uncalibrated graph by the bundle's conventions."""
     rng = np.random.default_rng(seed)
@@ -123,6 +129,8 @@ def make_model(
     }
     scores = ["msp", "ebo", "mls", *(["unknown"] if unknown else [])]
     weights["gate_score"] = np.array(scores.index(score), np.int64)
+    if by_class:
+        weights["thresholds"] = np.full(classes, np.inf, np.float32)
     image = (["N", channels, size, size], TensorProto.FLOAT)
     nodes = []
     if dtype == "uint8":
@@ -136,7 +144,7 @@ def make_model(
             helper.make_node("Sub", ["unit", "mean"], ["centred"]),
             helper.make_node("Div", ["centred", "std"], ["image"]),
         ]
-    nodes += _body("image" if dtype == "uint8" else "input", size) + _head(scores)
+    nodes += _body("image" if dtype == "uint8" else "input", size) + _head(scores, by_class)
     result = [
         helper.make_tensor_value_info("label", TensorProto.INT64, ["N"]),
         helper.make_tensor_value_info("accept", TensorProto.BOOL, ["N"]),
@@ -170,7 +178,7 @@ def _body(image: str, size: int) -> list[onnx.NodeProto]:
     ]
 
 
-def _head(scores: Sequence[str]) -> list[onnx.NodeProto]:
+def _head(scores: Sequence[str], by_class: bool) -> list[onnx.NodeProto]:
     nodes = [
         helper.make_node("Softmax", ["logits"], ["p"], axis=1),
         helper.make_node("Gather", ["logits", "known"], ["z_known"], axis=1),
@@ -191,11 +199,19 @@ def _head(scores: Sequence[str]) -> list[onnx.NodeProto]:
         helper.make_node("Unsqueeze", [f"score_{name}", "one"], [column])
         for name, column in zip(scores, columns, strict=True)
     ]
+    gathered = [
+        helper.make_node("Gather", ["thresholds", "label"], ["of_class"]),
+        helper.make_node("IsNaN", ["threshold"], ["unset"]),
+        helper.make_node("Where", ["unset", "of_class", "threshold"], ["bar"]),
+    ]
     return [
         *nodes,
+        *(gathered if by_class else []),
         helper.make_node("Concat", columns, ["stacked"], axis=1),
         helper.make_node("Gather", ["stacked", "gate_score"], ["score"], axis=1),
-        helper.make_node("GreaterOrEqual", ["score", "threshold"], ["reaches"]),
+        helper.make_node(
+            "GreaterOrEqual", ["score", "bar" if by_class else "threshold"], ["reaches"]
+        ),
         helper.make_node("IsInf", ["score"], ["infinite"]),
         helper.make_node("Not", ["infinite"], ["finite"]),
         helper.make_node("And", ["reaches", "finite"], ["accept"]),

@@ -90,7 +90,7 @@ def test_a_float32_threshold_survives_json_bit_for_bit(value: float) -> None:
         ({"scores": [], "ranks": []}, "one length"),
         ({"reason": {"other": 1.0}}, "unknown field other"),
         ({"reason": {"msp": "x"}}, "msp in reason must be a number"),
-        ({"per_class": {}}, "per_class thresholds need a newer version"),
+        ({"per_class": {}}, "per_class has no field fewest"),
         ({"achieved": {"reject": 0.1}}, "achieved has no field ci95"),
         ({"achieved": {"reject": 0.1, "ci95": [0.1]}}, "two numbers"),
         ({"extra": 1}, "unknown field extra"),

@@ -15,8 +15,11 @@ from moon.onnxfile import (
     INT64,
     find_initializer,
     has_external_data,
+    has_initializer,
     patch_scalar,
+    patch_vector,
     read_scalar,
+    read_vector,
 )
 from tests.bundles import make_model
 
@@ -69,6 +72,37 @@ def test_patching_an_integer() -> None:
 def test_a_value_that_does_not_fit_exactly_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         patch_scalar(DATA, name, value)
+
+
+@given(st.lists(st.floats(width=32), min_size=3, max_size=3))
+def test_patching_a_vector_changes_it_and_nothing_else(values: list[float]) -> None:
+    bars = np.array(values, np.float32)
+    patched = patch_vector(DATA, "thresholds", bars)
+    assert len(patched) == len(DATA)
+    assert read_vector(patched, "thresholds").tobytes() == bars.tobytes()
+    assert patch_vector(patched, "thresholds", read_vector(DATA, "thresholds")) == DATA
+    model = onnx.load_model_from_string(patched)
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert numpy_helper.to_array(found["thresholds"]).tobytes() == bars.tobytes()
+
+
+def test_vectors_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"thresholds has 3 values, not \[2\]"):
+        patch_vector(DATA, "thresholds", np.zeros(2, np.float32))
+    for name in ("threshold", "gate_score", "conv.weight", "known"):
+        with pytest.raises(BundleError, match=f"{name} is not a float32 vector"):
+            read_vector(DATA, name)
+
+
+def test_an_initializer_is_there_or_not() -> None:
+    assert has_initializer(DATA, "thresholds") and not has_initializer(DATA, "label")
+    assert not has_initializer(
+        make_model(classes=3, by_class=False).SerializeToString(), "thresholds"
+    )
+
+
+def test_nan_is_patched_as_nan() -> None:
+    assert np.isnan(read_scalar(patch_scalar(DATA, "threshold", np.nan), "threshold"))
 
 
 def test_missing_and_doubled_initializers_are_refused() -> None:

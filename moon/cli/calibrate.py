@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moon.cli.classes import show_classes
 from moon.cli.console import output, print_json, working
 from moon.cli.facts import gate_facts
 from moon.cli.options import AsJson, Backend, Debug, not_yet
@@ -62,7 +63,9 @@ def calibrate(
     ] = None,
     per_class: Annotated[
         bool,
-        typer.Option("--per-class", help="A threshold a predicted class; not in this version."),
+        typer.Option(
+            "--per-class", help="A threshold for each predicted class, each with the promise."
+        ),
     ] = False,
     backend: Backend = "onnxruntime",
     as_json: AsJson = False,
@@ -72,14 +75,14 @@ def calibrate(
 
     conformal: rejects at most the share --reject of such images, on average over
     calibrations. pac: the same for this calibration, with probability 1 - delta. risk: the
-    error among accepted images stays at or below --risk, with probability 1 - delta. No
-    promise is made on how many out-of-distribution images get through.
+    error among accepted images stays at or below --risk, with probability 1 - delta.
+    --per-class makes the first two hold for the images predicted as each class; classes
+    predicted too seldom share a threshold. No promise is made on how many out-of-distribution
+    images get through.
     """
     if score == "auto" or ood:
         asked = "--score auto" if score == "auto" else "--ood"
         raise not_yet(asked, "Compare scores with moon eval, then name one with --score")
-    if per_class:
-        raise not_yet("--per-class", "Leave it out for one threshold over all classes")
     chosen = _method(method, risk)
 
     from moon.bundle import Bundle
@@ -94,6 +97,7 @@ def calibrate(
             method=chosen,
             delta=delta,
             risk=risk,
+            per_class=per_class,
             backend=backend,
             progress=progress,
         )
@@ -129,8 +133,13 @@ def show_gate(gate: Any) -> None:
     table.add_row("Rule", gate_line(gate))
     if gate is not None:
         achieved = gate.achieved or {}
-        table.add_row("Rejected here", percent(achieved.get("reject")))
-        table.add_row("True rate, 95%", rates(achieved.get("ci95")))
+        if gate.per_class is None:
+            table.add_row("Rejected here", percent(achieved.get("reject")))
+            table.add_row("True rate, 95%", rates(achieved.get("ci95")))
         table.add_row("Images", f"{gate.n:,}")
     console.print(table)
+    if gate is not None and gate.per_class is not None:
+        console.print()
+        show_classes(console, gate)
+        console.print()
     console.print("No promise is made on how many out-of-distribution images are accepted.")

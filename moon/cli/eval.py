@@ -17,17 +17,21 @@ from moon.cli.options import AsJson, Backend, Debug, named_sources
 from moon.cli.text import grid, percent
 from moon.errors import UsageError
 
+MARKS = {"good": "[green]+[/]", "fair": "[yellow]~[/]", "bad": "[red]![/]", "none": "[dim]-[/]"}
+
 
 def evaluate(
     bundles: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE", help="One, or several to compare.")
     ],
-    id_source: Annotated[
-        str, typer.Option("--id", metavar="SOURCE", help="Labelled in-distribution test images.")
-    ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where report.json and report.html go.")
+        Path,
+        typer.Option("--out", metavar="DIR", help="Where report.html, report.json and plots/ go."),
     ],
+    id_source: Annotated[
+        str | None,
+        typer.Option("--id", metavar="SOURCE", help="Labelled in-distribution test images."),
+    ] = None,
     near: Annotated[
         list[str],
         typer.Option("--near", metavar="NAME=SOURCE", help="A near-OOD set; repeatable."),
@@ -35,6 +39,18 @@ def evaluate(
     far: Annotated[
         list[str], typer.Option("--far", metavar="NAME=SOURCE", help="A far-OOD set; repeatable.")
     ] = [],  # noqa: B006
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            "--benchmark",
+            metavar="NAME",
+            help="OpenOOD's sets under --root: cifar10, cifar100, mnist or imagenet.",
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="DIR", help="The benchmark's folder of data."),
+    ] = None,
     scores: Annotated[
         str | None,
         typer.Option("--scores", metavar="A,B", help="Only these scores; default all carried."),
@@ -42,22 +58,37 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many images of each set.")
     ] = None,
+    corruptions: Annotated[
+        int,
+        typer.Option(
+            "--corruptions",
+            min=0,
+            metavar="N",
+            help="So many known images are also shown corrupted, 25 ways; 0 for none.",
+        ),
+    ] = 250,
+    jpeg: Annotated[
+        int | None,
+        typer.Option(
+            "--jpeg",
+            min=1,
+            max=100,
+            metavar="Q",
+            help="Show every image of every set re-encoded as JPEG of quality Q.",
+        ),
+    ] = None,
     backend: Backend = "onnxruntime",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Measure bundles on in-distribution and out-of-distribution images.
 
-    Writes report.json and report.html (one file, opens without a network) into --out, and
-    prints the summary: accuracy, ECE, and AUROC and FPR@95 of each score on near and far
-    OOD, each the unweighted mean over its sets.
+    Writes report.html (one file, opens without a network), report.json and plots/*.png into
+    --out, and prints the summary: accuracy, ECE, and AUROC and FPR@95 of each score on near
+    and far OOD, each the unweighted mean over its sets. Stopped half-way, the same command
+    goes on with the sets that are not done.
     """
-    near_sets, far_sets = named_sources("--near", near), named_sources("--far", far)
-    both = sorted(set(near_sets) & set(far_sets))
-    if both:
-        raise UsageError(
-            f"{both[0]!r} is both a --near and a --far set", remedy="Give each set its own name"
-        )
+    sets = _sets(id_source, near, far, benchmark, root)
     chosen = None if scores is None else [s.strip() for s in scores.split(",") if s.strip()]
 
     from moon.evaluation.evaluate import evaluate as run
@@ -65,11 +96,11 @@ def evaluate(
     with working("Opening") as progress:
         report = run(
             bundles,
-            id=id_source,
-            near=near_sets,
-            far=far_sets,
+            **sets,
             scores=chosen,
             limit=limit,
+            corruptions=corruptions,
+            jpeg=jpeg,
             backend=backend,
             out=out,
             progress=progress,
@@ -81,8 +112,48 @@ def evaluate(
     note(f"wrote {out / 'report.json'} and {out / 'report.html'}")
 
 
+def _sets(
+    known: str | None,
+    near: list[str],
+    far: list[str],
+    benchmark: str | None,
+    root: Path | None,
+) -> dict[str, Any]:
+    """The sets as evaluate takes them: a benchmark's, and any named beside or instead of them."""
+    near_sets, far_sets = named_sources("--near", near), named_sources("--far", far)
+    both = sorted(set(near_sets) & set(far_sets))
+    if both:
+        raise UsageError(
+            f"{both[0]!r} is both a --near and a --far set", remedy="Give each set its own name"
+        )
+    if (benchmark is None) != (root is None):
+        raise UsageError(
+            "--benchmark and --root go together",
+            remedy="As in --benchmark cifar10 --root FOLDER/OF/THE/DATA",
+        )
+    if benchmark is None or root is None:
+        if known is None:
+            raise UsageError(
+                "there are no in-distribution images to measure on",
+                remedy="Give --id SOURCE, or --benchmark NAME --root DIR",
+            )
+        return {"id": known, "near": near_sets, "far": far_sets}
+
+    from moon.evaluation.openood import find_benchmark
+
+    found = find_benchmark(benchmark, root, known=known, given={*near_sets, *far_sets})
+    return {
+        "id": found.id,
+        "near": {**found.near, **near_sets},
+        "far": {**found.far, **far_sets},
+        "benchmark": {"name": found.name, "missing": list(found.missing)},
+    }
+
+
 def show_report(console: Console, report: dict[str, Any]) -> None:
     """Print the summary of a report: one block a bundle."""
+    for line in (report["benchmark"] or {"missing": []})["missing"]:
+        console.print(f"[yellow]warning[/] left out, not there: {escape(line)}")
     for one in (report, *report["compared"]):
         known, model = one["id"], one["model"]
         console.print(f"[bold]{escape(model['name'])}[/]  {percent(model['sparsity'])} sparse")
@@ -91,6 +162,8 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
             f"accuracy {percent(known['accuracy'], 2)}, ECE {percent(known['ece'], 2)}, "
             f"{known['n']:,} in-distribution images"
         )
+        for found in one["findings"]:
+            console.print(f"{MARKS[found['state']]} {escape(found['text'])}")
         console.print(_scores_table(one))
         for warning in one["warnings"]:
             console.print(f"[yellow]warning[/] {escape(warning)}")

@@ -69,9 +69,8 @@ def bundle_facts(bundle: Any) -> dict[str, Any]:
 
 def gate_facts(gate: Any) -> dict[str, Any] | None:
     """A gate's JSON without its thousands of stored scores."""
-    if gate is None:
-        return None
-    return {key: value for key, value in gate.to_json().items() if key not in ("scores", "ranks")}
+    facts: dict[str, Any] | None = None if gate is None else gate.to_json(stored=False)
+    return facts
 
 
 def run_facts(run: Path) -> dict[str, Any]:

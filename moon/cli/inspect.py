@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moon.cli.classes import show_classes
 from moon.cli.console import output, print_json, working
 from moon.cli.facts import bundle_facts, bytes_line, classes_line, run_facts, show_layers
 from moon.cli.options import AsJson, Debug
@@ -77,11 +78,14 @@ def _show_head(console: Console, facts: dict[str, Any], gate: Any) -> None:
         _add_training(table, facts)
     if facts["kind"] == "bundle":
         table.add_row("Gate", gate_line(gate))
-        if gate is not None:
+        if gate is not None and gate.per_class is None:
             rate, ci95 = gate.achieved["reject"], rates(gate.achieved["ci95"])
             table.add_row("", f"rejected {percent(rate)} when calibrated, true rate {ci95} (95%)")
     console.print(table)
     console.print()
+    if gate is not None and gate.per_class is not None:
+        show_classes(console, gate)
+        console.print()
 
 
 def _add_training(table: Table, facts: dict[str, Any]) -> None:

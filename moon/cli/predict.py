@@ -110,6 +110,9 @@ def show_predictions(console: Console, entries: Sequence[dict[str, Any]]) -> Non
         if "error" in entry:
             text = f"{entry['input']}: {entry['error']}"
             console.print(f"[red]error[/] {escape(text)}", soft_wrap=True)
-    score = next((entry["score"] for entry in entries if "score" in entry), None)
-    if score is not None:
-        console.print(f"accept when {score['name']} >= {figure(score['threshold'], 6)}")
+    scores = [entry["score"] for entry in entries if "score" in entry]
+    if scores:
+        bars = sorted({score["threshold"] for score in scores})
+        several = f"its predicted class's threshold, here {figure(bars[0], 6)} to "
+        least = several if len(bars) > 1 else ""
+        console.print(f"accept when {scores[0]['name']} >= {least}{figure(bars[-1], 6)}")

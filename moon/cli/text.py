@@ -105,10 +105,15 @@ def gate_line(gate: Any) -> str:
     if gate is None:
         return "none: calibrate before predicting"
     what = f"{gate.score} >= {gate.threshold:.6g}"
+    each = ""
+    if gate.per_class is not None:
+        low, high = gate.per_class.values.min(), gate.per_class.values.max()
+        what = f"{gate.score} >= the predicted class's threshold, {low:.6g} to {high:.6g}"
+        each = " predicted as each class"
     if gate.method == "risk":
         promise = f"error among accepted <= {percent(gate.risk)} with {percent(1 - gate.delta, 0)}"
     elif gate.method == "pac":
-        promise = f"rejects <= {percent(gate.alpha)} of ID with {percent(1 - gate.delta, 0)}"
+        promise = f"rejects <= {percent(gate.alpha)} of ID{each} with {percent(1 - gate.delta, 0)}"
     else:
-        promise = f"rejects at most {percent(gate.alpha)} of ID on average"
+        promise = f"rejects at most {percent(gate.alpha)} of ID{each} on average"
     return f"accept when {what} ({gate.method}, {promise}, n = {gate.n:,})"

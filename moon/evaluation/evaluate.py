@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import moon
 from moon.bundle import Bundle
 from moon.data.labels import known_labels
-from moon.data.source import Source, open_source
-from moon.errors import DataError, UsageError
+from moon.data.source import Source
+from moon.errors import UsageError
+from moon.evaluation.classes import class_figures
+from moon.evaluation.examples import example_figures
+from moon.evaluation.findings import findings, overlap_warnings, set_warnings, turned_round
 from moon.evaluation.measure import (
     GROUPS,
     gate_figures,
@@ -24,9 +26,12 @@ from moon.evaluation.measure import (
     score_figures,
 )
 from moon.evaluation.metrics import Ints
-from moon.evaluation.observe import Observed, check_scores, observe, sample
+from moon.evaluation.observe import Observed, check_scores, observe
+from moon.evaluation.overlap import overlaps, training_overlaps
 from moon.evaluation.report import BundleReport, Report, report_folder
-from moon.gate import Gate
+from moon.evaluation.robustness import RUNS, corruption_figures, corruption_sample
+from moon.evaluation.sets import EvalSet, described, open_sets
+from moon.evaluation.store import Store
 from moon.progress import Progress, silent
 from moon.runtime.predictor import Predictor
 
@@ -34,7 +39,10 @@ __all__ = ["BundleLike", "SourceLike", "evaluate"]
 
 BundleLike = Bundle | str | os.PathLike[str]
 SourceLike = Source | str | os.PathLike[str]
-Sets = dict[str, dict[str, tuple[Source, Ints]]]
+Sets = tuple[EvalSet, ...]
+# A stopped evaluation loses at most this many images of work.
+PART = 50_000
+Seen = dict[tuple[str, str], Observed]
 
 
 def evaluate(
@@ -45,10 +53,13 @@ def evaluate(
     far: Mapping[str, SourceLike] | None = None,
     scores: Sequence[str] | None = None,
     limit: int | None = None,
+    corruptions: int = 250,
+    jpeg: int | None = None,
     backend: str = "onnxruntime",
     threads: int = 1,
     batch_size: int = 64,
-    resamples: int = 200,
+    resamples: int = 1000,
+    benchmark: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Report:
@@ -60,13 +71,21 @@ def evaluate(
         id: in-distribution test images; accuracy and ECE need labels.
         near: near-OOD sets by name; any labels are ignored.
         far: far-OOD sets by name.
-        scores: names from ``moon.scores.SCORES``; default those each bundle carries.
+        scores: names of scores the bundles carry, or msp, ebo, mls, gen, unknown; default those
+            each bundle carries.
         limit: at most so many images of each set, drawn at random, always the same ones.
+        corruptions: how many of the known images are also shown corrupted, each 25 times;
+            0 for none.
+        jpeg: show every image of every set re-encoded as a JPEG of this quality at the model's
+            size, so that no set can be told from another by how it was compressed.
         backend: what runs the model.
         threads: threads the backend may use.
         batch_size: images at a time; no more than a few batches are ever in memory.
-        resamples: bootstrap draws for the intervals of AUROC; 0 for none.
-        out: where to write report.json and report.html; nothing is written without it.
+        resamples: bootstrap draws for the intervals of FPR@95; 0 for no intervals.
+        benchmark: ``name`` of the benchmark the sets are of, and ``missing``, a line for each
+            set of it that is not there; goes into the report.
+        out: where to write the report; nothing is written without it. What is observed of
+            each set is kept there, and an evaluation that was stopped goes on from it.
 
     Raises:
         UsageError: no bundle, an unknown score, or a name that is a set twice.
@@ -75,41 +94,60 @@ def evaluate(
     """
     if out is not None:
         report_folder(out)  # before the minutes that the rest may take
+    if corruptions < 0 or (jpeg is not None and not 1 <= jpeg <= 100):
+        raise UsageError("corruptions must be 0 or more, and jpeg a quality from 1 to 100")
     bundles = [Bundle.open(b) if not isinstance(b, Bundle) else b for b in _listed(bundle)]
-    sets = _open_sets(id, near or {}, far or {}, limit)
+    sets = open_sets(id, near or {}, far or {}, limit)
     for one in bundles:
-        check_scores(scores or one.manifest.scores, one.manifest.unknown_index)
-        known_labels(*_only(sets["id"]), one.classes)
-    total = len(bundles) * sum(len(i) for group in sets.values() for _, i in group.values())
-    run = _Run(scores, backend, threads, batch_size, resamples, progress, total)
+        check_scores(scores or (), one)
+        known_labels(sets[0].source, sets[0].indices, one.classes)
+    worse = corruption_sample(sets[0], corruptions)
+    total = len(bundles) * (sum(map(len, sets)) + len(worse) * RUNS)
+    run = _Run(
+        scores=scores or (),
+        backend=backend,
+        threads=threads,
+        batch_size=batch_size,
+        resamples=resamples,
+        jpeg=jpeg,
+        worse=worse,
+        store=Store(None if out is None else Path(out)),
+        progress=progress,
+        total=total,
+    )
     report = Report(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         moon=moon.__version__,
-        sets=_described(sets),
+        sets=described(sets),
         bundles=tuple(run.bundle(one, sets) for one in bundles),
+        benchmark=None if benchmark is None else dict(benchmark),
+        jpeg=jpeg,
     )
     if out is not None:
         report.write(out)
     return report
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class _Run:
     """The settings of one evaluation, and how many images it has seen."""
 
-    scores: Sequence[str] | None
+    scores: Sequence[str]
     backend: str
     threads: int
     batch_size: int
     resamples: int
+    jpeg: int | None
+    worse: Ints
+    store: Store
     progress: Progress
     total: int
     done: int = 0
 
     def bundle(self, bundle: Bundle, sets: Sets) -> BundleReport:
-        names = check_scores(self.scores or bundle.manifest.scores, bundle.manifest.unknown_index)
         gate = bundle.gate(self.backend)
-        with_gate = tuple(dict.fromkeys([*names, *([gate.score] if gate else [])]))
+        names = check_scores(self.scores, bundle)
+        names = tuple(dict.fromkeys([*names, *([gate.score] if gate else [])]))
         # Any threshold will do for an uncalibrated bundle: its decisions are not reported.
         predictor = Predictor.open(
             bundle,
@@ -118,45 +156,108 @@ class _Run:
             threshold=None if gate else 0.0,
             warn=_ignore,
         )
-        seen = {
-            group: {
-                name: self._observe(predictor, name, source, indices, with_gate)
-                for name, (source, indices) in members.items()
-            }
-            for group, members in sets.items()
-        }
-        (known,) = seen["id"].values()
-        groups = {group: seen[group] for group in GROUPS}
-        labels = known_labels(*_only(sets["id"]), bundle.classes)
-        thresholds = {gate.score: gate.threshold} if gate else {}
+        seen = {one.key: self._observe(predictor, one, names) for one in sets}
+        labels = known_labels(sets[0].source, sets[0].indices, bundle.classes)
+        corrupted = corruption_figures(
+            predictor,
+            sets[0],
+            labels,
+            self.worse,
+            gated=gate is not None,
+            batch_size=self.batch_size,
+            tick=self._tick("corrupting ID"),
+            jpeg=self.jpeg,
+        )
+        return self._report(predictor, sets, seen, labels, corrupted)
+
+    def _report(
+        self,
+        predictor: Predictor,
+        sets: Sets,
+        seen: Seen,
+        labels: Ints | None,
+        corrupted: dict[str, Any] | None,
+    ) -> BundleReport:
+        bundle = predictor.bundle
+        gate = bundle.gate(self.backend)
+        known = seen[sets[0].key]
+        groups = {g: {name: s for (of, name), s in seen.items() if of == g} for g in GROUPS}
         found = gate_figures(gate, known, groups, labels)
-        measured = {n: score_figures(n, known, groups, labels, self.resamples) for n in with_gate}
-        said = _warnings(bundle, sets, seen, found, labels)
+        measured = {
+            name: score_figures(name, known, groups, labels, self.resamples)
+            for name in known.scores
+        }
+        thresholds = {gate.score: gate.threshold} if gate else {}
+        plots = plot_figures(known, groups, labels, thresholds)
+        if gate is not None:
+            plots["examples"] = example_figures(bundle, sets, seen, labels, gate.score, self.jpeg)
+        checks = _checks(bundle, sets, seen)
         return BundleReport(
             model=model_figures(bundle),
             backend={"name": self.backend, **predictor.backend.info()},
             id=id_figures(known, labels),
             scores=measured,
             gate=found,
-            plots=plot_figures(known, groups, labels, thresholds),
-            warnings=(*said, *_turned_round(measured, gate)),
+            plots=plots,
+            warnings=(
+                *set_warnings(bundle, sets, seen, found, labels is not None, self.jpeg),
+                *overlap_warnings(checks["overlaps"]),
+                *turned_round(measured, found),
+            ),
+            findings=tuple(findings(found, measured, corrupted, self.jpeg)),
+            corruptions=corrupted,
+            classes=tuple(
+                class_figures(bundle.classes, known, groups, labels, gated=gate is not None)
+            ),
+            checks=checks,
         )
 
-    def _observe(
-        self,
-        predictor: Predictor,
-        name: str,
-        source: Source,
-        indices: Ints,
-        scores: Sequence[str],
-    ) -> Observed:
+    def _observe(self, predictor: Predictor, one: EvalSet, scores: Sequence[str]) -> Observed:
+        """Part by part, each taken from the store where it is there."""
+        tick = self._tick(f"evaluating {one.name}")
+        key = ""
+        if self.store.kept:
+            key = self.store.key(
+                predictor.bundle, one.sha256, scores, backend=self.backend, jpeg=self.jpeg
+            )
+        parts = []
+        for start in range(0, len(one), PART):
+            indices = one.indices[start : start + PART]
+            name = f"{key}-{start // PART}"
+            seen = self.store.load(name, len(indices))
+            if seen is not None:
+                tick(len(indices))
+            else:
+                seen = observe(
+                    predictor,
+                    one.source,
+                    scores,
+                    indices=indices,
+                    batch_size=self.batch_size,
+                    tick=tick,
+                    jpeg=self.jpeg,
+                )
+                self.store.save(name, seen)
+            parts.append(seen)
+        return Observed.joined(parts)
+
+    def _tick(self, what: str) -> Any:
         def tick(count: int) -> None:
             self.done += count
-            self.progress(self.done, self.total, f"evaluating {name}")
+            self.progress(self.done, self.total, what)
 
-        return observe(
-            predictor, source, scores, indices=indices, batch_size=self.batch_size, tick=tick
-        )
+        return tick
+
+
+def _checks(bundle: Bundle, sets: Sets, seen: Seen) -> dict[str, Any]:
+    """Images in two sets, why the training data was not looked at, scores that are not finite."""
+    shared, unchecked = training_overlaps(bundle, sets)
+    strange = {one.name: dict(seen[one.key].nonfinite) for one in sets if seen[one.key].nonfinite}
+    return {
+        "overlaps": [*overlaps(sets, seen), *shared],
+        "training_unchecked": unchecked,
+        "nonfinite": strange,
+    }
 
 
 def _listed(bundle: BundleLike | Sequence[BundleLike]) -> Sequence[BundleLike]:
@@ -165,104 +266,6 @@ def _listed(bundle: BundleLike | Sequence[BundleLike]) -> Sequence[BundleLike]:
     if not bundle:
         raise UsageError("there is no bundle to evaluate", remedy="Name one or more")
     return bundle
-
-
-def _open_sets(
-    known: SourceLike,
-    near: Mapping[str, SourceLike],
-    far: Mapping[str, SourceLike],
-    limit: int | None,
-) -> Sets:
-    both = sorted(set(near) & set(far))
-    if both:
-        raise UsageError(
-            f"{both[0]} is both a near and a far set", remedy="Give each set its own name"
-        )
-    sets: Sets = {"id": {}, "near": {}, "far": {}}
-    for group, members in (("id", {"ID": known}), ("near", near), ("far", far)):
-        for name, given in members.items():
-            source = given if isinstance(given, Source) else open_source(given)
-            if len(source) == 0:
-                raise DataError(f"{source.spec} holds no images")
-            sets[group][name] = (source, sample(source, limit))
-    return sets
-
-
-def _only(members: dict[str, tuple[Source, Ints]]) -> tuple[Source, Ints]:
-    ((source, indices),) = members.values()
-    return source, indices
-
-
-def _described(sets: Sets) -> dict[str, Any]:
-    return {
-        group: {
-            name: {"source": source.spec, "n": len(indices), "of": len(source)}
-            for name, (source, indices) in members.items()
-        }
-        for group, members in sets.items()
-    }
-
-
-def _warnings(
-    bundle: Bundle,
-    sets: Sets,
-    seen: Mapping[str, Mapping[str, Observed]],
-    gate: dict[str, Any] | None,
-    labels: Ints | None,
-) -> list[str]:
-    said = []
-    if gate is None:
-        said.append("The bundle is not calibrated: run moon calibrate to give it a threshold.")
-    elif gate["id"]["n"] and _rejects_more(gate):
-        rejected = 1 - gate["id"]["accept"]
-        said.append(
-            f"It rejects {rejected:.1%} of these known inputs, more than its calibration makes "
-            "likely: they may not be like the images it was calibrated on."
-        )
-    if labels is None:
-        said.append("The known inputs have no labels, so accuracy and ECE are not known.")
-    for group, members in seen.items():
-        for name, observed in members.items():
-            count = max(observed.nonfinite.values(), default=0)
-            if count:
-                said.append(
-                    f"{name}: {count} of {len(observed)} images have a score that is not "
-                    "finite; the gate rejects them, and they rank lowest here."
-                )
-            shared = _shared_classes(sets[group][name], bundle) if group != "id" else 0
-            if shared:
-                said.append(
-                    f"{name}: {shared} of {len(observed)} images are of classes that bear the "
-                    "name of a known class; they may not be unknown inputs at all."
-                )
-    return said
-
-
-def _turned_round(scores: Mapping[str, Any], gate: Gate | None) -> Iterator[str]:
-    """Sets that the gate's score takes for more known than the known images themselves."""
-    if gate is None:
-        return
-    for group in GROUPS:
-        for name, figures in (scores[gate.score][group] or {"sets": {}})["sets"].items():
-            if figures["auroc"] < 0.5:
-                yield (
-                    f"{name}: the gate's score, {gate.score}, ranks it above the known images "
-                    f"(AUROC {figures['auroc']:.1%}), so no threshold on it can help there."
-                )
-
-
-def _rejects_more(gate: dict[str, Any]) -> bool:
-    """Whether the measured reject rate is beyond both intervals: sampling and calibration."""
-    lowest_rejected = 1 - gate["id"]["accept_ci95"][1]
-    return bool(lowest_rejected > gate["achieved"]["ci95"][1])
-
-
-def _shared_classes(member: tuple[Source, Ints], bundle: Bundle) -> int:
-    source, indices = member
-    if source.labels is None or source.class_names is None:
-        return 0
-    shared = [i for i, name in enumerate(source.class_names) if name in bundle.classes]
-    return int(np.isin(source.labels[indices], shared).sum())
 
 
 def _ignore(message: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from moon.bundle import Bundle
-from moon.evaluation.metrics import OOD_METRICS, Floats, Ints, RocCurve, bootstrap_ci, rate_ci
+from moon.evaluation.intervals import auroc_ci, fpr95_ci
+from moon.evaluation.metrics import OOD_METRICS, Floats, Ints, RocCurve, rate_ci
 from moon.evaluation.observe import Observed
 from moon.evaluation.reliability import accuracy, aurc, reliability, risk_coverage
 from moon.gate import Gate
@@ -22,7 +23,6 @@ __all__ = ["GROUPS", "Groups", "gate_figures", "id_figures", "model_figures", "s
 
 GROUPS = ("near", "far")
 Groups = Mapping[str, Mapping[str, Observed]]
-BOOTSTRAP_LIMIT = 50_000
 
 
 def id_figures(known: Observed, labels: Ints | None) -> dict[str, Any]:
@@ -65,8 +65,7 @@ def gate_figures(
     """The gate without its stored scores, and what it accepts and rejects; None without one."""
     if gate is None:
         return None
-    kept = {k: v for k, v in gate.to_json().items() if k not in ("scores", "ranks")}
-    figures: dict[str, Any] = {**kept, "id": _accepted_figures(known, labels)}
+    figures: dict[str, Any] = {**gate.to_json(stored=False), "id": _accepted_figures(known, labels)}
     for group in GROUPS:
         sets = {}
         for set_name, seen in groups[group].items():
@@ -146,16 +145,11 @@ def plot_figures(
 def _set_figures(id_scores: Floats, ood_scores: Floats, resamples: int) -> dict[str, Any]:
     curve = RocCurve.of(id_scores, ood_scores)
     figures: dict[str, Any] = {"n": len(ood_scores), **curve.metrics()}
-    figures["auroc_ci95"] = None
-    # Above this the interval is narrower than what is printed, and costs seconds.
-    if resamples and len(id_scores) + len(ood_scores) <= BOOTSTRAP_LIMIT:
-        interval = bootstrap_ci(_auroc, id_scores, ood_scores, resamples=resamples)
-        figures["auroc_ci95"] = list(interval)
-    return figures
-
-
-def _auroc(id_scores: Floats, ood_scores: Floats) -> float:
-    return RocCurve.of(id_scores, ood_scores).auroc
+    intervals = ("auroc_ci95", "fpr95_id_pos_ci95", "fpr95_ood_pos_ci95")
+    if not resamples:
+        return {**figures, **dict.fromkeys(intervals)}
+    found = (auroc_ci(curve), *fpr95_ci(id_scores, ood_scores, resamples=resamples))
+    return {**figures, **{name: list(ci) for name, ci in zip(intervals, found, strict=True)}}
 
 
 def _accepted_figures(known: Observed, labels: Ints | None) -> dict[str, Any]:

@@ -1,24 +1,41 @@
 """One pass over a set of images: what evaluation needs of each, never the images themselves.
 
-Shape suffixes: N images, B images of one batch, L logits.
+No more than a few batches of images are in memory, whatever a set's size; of each image some
+tens of bytes are kept. Shape suffixes: N images, B images of one batch, L logits.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moon.bundle import Bundle
 from moon.data.load import stream
 from moon.data.source import Source
 from moon.errors import UsageError
+from moon.evaluation.corruptions import reencoded
 from moon.evaluation.metrics import Floats, Ints
 from moon.runtime.predictor import Predictor
-from moon.scores import SCORES, msp, score_function
+from moon.scores import ebo, gen, mls, msp, unknown
 
-__all__ = ["Observed", "check_scores", "observe", "sample"]
+__all__ = ["FROM_LOGITS", "Observed", "check_scores", "observe", "sample"]
+
+# Scores that any model's logits give; the others need what only a bundle that carries them has.
+FROM_LOGITS: Mapping[str, Callable[[Any, int | None], Floats]] = {
+    "msp": msp,
+    "ebo": ebo,
+    "mls": mls,
+    "unknown": unknown,
+    "gen": gen,
+}
+# Of these an exported graph may carry a variant with constants of its own, which then counts.
+_TUNED = frozenset({"gen"})
+Pixels = NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +49,7 @@ class Observed:
         accepted: the gate's own decisions bool [N].
         predicted: most likely known class [N].
         confidence: its probability among all logits, in [0, 1], 0 where it was NaN, [N].
+        pixels: 64 bits of BLAKE2b of each image as the model saw it, [N]; empty if not kept.
     """
 
     scores: dict[str, Floats]
@@ -39,9 +57,25 @@ class Observed:
     accepted: NDArray[np.bool_]
     predicted: Ints
     confidence: Floats
+    pixels: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
 
     def __len__(self) -> int:
         return len(self.predicted)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Observed]) -> Observed:
+        """One after the other; all have the same scores."""
+        if len(parts) == 1:
+            return parts[0]
+        strange = dict.fromkeys(name for part in parts for name in part.nonfinite)
+        return cls(
+            {name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores},
+            {name: sum(part.nonfinite.get(name, 0) for part in parts) for name in strange},
+            np.concatenate([part.accepted for part in parts]),
+            np.concatenate([part.predicted for part in parts]),
+            np.concatenate([part.confidence for part in parts]),
+            np.concatenate([part.pixels for part in parts]),
+        )
 
 
 def observe(
@@ -52,45 +86,74 @@ def observe(
     indices: Ints,
     batch_size: int,
     tick: Callable[[int], None],
+    jpeg: int | None = None,
 ) -> Observed:
     """Run the images through the model batch by batch.
 
-    The scores are computed here in float64 from the model's logits, so that float32 makes no
-    ties; the decisions are those of the deployed graph.
+    A score of logits is computed here in float64, so that float32 makes no ties; any other is
+    the graph's own output. The decisions are those of the deployed graph.
 
     Args:
         indices: which items of the source, [N].
         tick: called with the number of images done since the last call.
+        jpeg: re-encode every image at this JPEG quality first, at the model's size.
 
     Raises:
         ImageError: an image cannot be read, naming it.
     """
-    unknown_index = predictor.bundle.manifest.unknown_index
-    n = len(indices)
-    values = {name: np.empty(n) for name in scores}
-    accepted, predicted = np.empty(n, bool), np.empty(n, np.int64)
-    confidence = np.empty(n)
-    done = 0
+    seen = _Seen(predictor, scores, len(indices))
     for batch, pixels_BHWC in stream(
         source, predictor.bundle.preprocess, batch_size, indices=indices
     ):
-        outputs = predictor.raw(pixels_BHWC)
-        here = slice(done, done + len(batch))
+        if jpeg is not None:
+            pixels_BHWC = np.stack([reencoded(pixels, jpeg) for pixels in pixels_BHWC])
+        seen.add(pixels_BHWC)
+        tick(len(batch))
+    return seen.observed()
+
+
+class _Seen:
+    """Fills the arrays of an ``Observed`` from batches of prepared images."""
+
+    def __init__(self, predictor: Predictor, scores: Sequence[str], n: int) -> None:
+        self._predictor = predictor
+        self._values = {name: np.empty(n) for name in scores}
+        self._accepted, self._predicted = np.empty(n, bool), np.empty(n, np.int64)
+        self._confidence, self._pixels = np.empty(n), np.empty(n, np.uint64)
+        self._done = 0
+
+    def add(self, pixels_BHWC: Pixels) -> None:
+        outputs = self._predictor.raw(pixels_BHWC)
+        here = slice(self._done, self._done + len(pixels_BHWC))
+        unknown_index = self._predictor.bundle.manifest.unknown_index
         logits_BL = outputs["logits"].astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
-            for name in scores:
-                values[name][here] = score_function(name)(logits_BL, unknown_index)
+            for name, values in self._values.items():
+                own = f"score_{name}" in outputs and (name in _TUNED or name not in FROM_LOGITS)
+                values[here] = (
+                    outputs[f"score_{name}"] if own else FROM_LOGITS[name](logits_BL, unknown_index)
+                )
             top = msp(logits_BL, unknown_index)
-        accepted[here] = outputs["accept"]
-        predicted[here] = outputs["label"]
-        confidence[here] = np.clip(np.nan_to_num(top, nan=0.0), 0.0, 1.0)
-        done += len(batch)
-        tick(len(batch))
-    strange = {name: int(np.sum(~np.isfinite(value))) for name, value in values.items()}
-    floored = {name: np.where(np.isfinite(v), v, -np.inf) for name, v in values.items()}
-    return Observed(
-        floored, {k: c for k, c in strange.items() if c}, accepted, predicted, confidence
-    )
+        self._accepted[here] = outputs["accept"]
+        self._predicted[here] = outputs["label"]
+        self._confidence[here] = np.clip(np.nan_to_num(top, nan=0.0), 0.0, 1.0)
+        self._pixels[here] = [_hash(pixels) for pixels in pixels_BHWC]
+        self._done += len(pixels_BHWC)
+
+    def observed(self) -> Observed:
+        strange = {name: int(np.sum(~np.isfinite(v))) for name, v in self._values.items()}
+        return Observed(
+            {name: np.where(np.isfinite(v), v, -np.inf) for name, v in self._values.items()},
+            {name: count for name, count in strange.items() if count},
+            self._accepted,
+            self._predicted,
+            self._confidence,
+            self._pixels,
+        )
+
+
+def _hash(pixels: Pixels) -> int:
+    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
 
 
 def sample(source: Source, limit: int | None) -> Ints:
@@ -106,23 +169,29 @@ def sample(source: Source, limit: int | None) -> Ints:
     return np.sort(np.random.default_rng(0).choice(n, limit, replace=False))
 
 
-def check_scores(scores: Sequence[str], unknown_index: int | None) -> tuple[str, ...]:
-    """The names, each once, all computable for such a model.
+def check_scores(scores: Sequence[str], bundle: Bundle) -> tuple[str, ...]:
+    """The names, each once, all to be had of such a bundle; default those it carries.
 
     Raises:
-        UsageError: an unknown name, a name given twice, none at all, or ``unknown`` for a
-            model without an unknown class.
+        UsageError: a name that the bundle neither carries nor can be had from logits, a name
+            given twice, or ``unknown`` for a model without an unknown class.
     """
-    for name in scores:
-        score_function(name)
-    if not scores or len(set(scores)) != len(scores):
+    carried = bundle.manifest.scores
+    names = tuple(scores) or carried
+    if len(set(names)) != len(names):
         raise UsageError(
-            f"the scores must be one or more different names, got {', '.join(scores) or 'none'}",
-            remedy=f"Choose from {', '.join(SCORES)}",
+            f"the scores must be one or more different names, got {', '.join(names)}",
+            remedy=f"Choose from {', '.join(carried)}",
         )
-    if "unknown" in scores and unknown_index is None:
+    if "unknown" in names and bundle.manifest.unknown_index is None:
         raise UsageError(
             "the score unknown needs a model with an unknown class, and this one has none",
-            remedy="Choose from msp, ebo, mls",
+            remedy=f"Choose from {', '.join(carried)}",
         )
-    return tuple(scores)
+    strange = [name for name in names if name not in carried and name not in FROM_LOGITS]
+    if strange:
+        raise UsageError(
+            f"{bundle.path} does not carry the score {strange[0]}; it carries {', '.join(carried)}",
+            remedy="Choose from those, or export the model again with that score",
+        )
+    return names

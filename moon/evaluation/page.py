@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moon.evaluation import plots
+from moon.evaluation.corruption_plot import LINES, corruption_plot
 from moon.evaluation.metrics import OOD_METRICS
-from moon.evaluation.report import percent
+from moon.evaluation.words import percent
 
 __all__ = ["render"]
 
 Figures = Mapping[str, Any]
 LOWER_IS_BETTER = frozenset({"fpr95_id_pos", "fpr95_ood_pos", "aurc", "ece"})
+MOST_CLASSES = 30
 HEADINGS = {
     "auroc": "AUROC",
     "fpr95_id_pos": "FPR95 id",
@@ -48,6 +50,7 @@ def render(report: Figures) -> str:
         size=size,
         verdict=marked,
         precise=precise,
+        tail=tail,
     )
     bundles = [report, *report["compared"]]
     names = labels([bundle["model"] for bundle in bundles])
@@ -81,6 +84,7 @@ def view(bundle: Figures, name: str) -> dict[str, Any]:
                 "ridges": Markup(plots.ridge_plot(score, entry["histogram"], own, figures)),
                 "roc": Markup(plots.roc_plot(score, entry["roc"], own, figures)),
                 "styles": plots.styles(entry["roc"]),
+                "fpr_ci": ", ".join(_intervals(figures)),
             }
         )
     return {
@@ -91,6 +95,12 @@ def view(bundle: Figures, name: str) -> dict[str, Any]:
         "pairs": list(set_figures(gate)) if gate else [],
         "shown_score": bundle["scores"][order[0]],
         "groups": [group for group in ("near", "far") if bundle["scores"][order[0]][group]],
+        "worst_classes": worst_classes(bundle["classes"]),
+        "examples": drawn.get("examples"),
+        "corruption_lines": LINES,
+        "corruption_plot": Markup(corruption_plot(bundle["corruptions"]))
+        if bundle["corruptions"]
+        else None,
         **_known_plots(bundle),
     }
 
@@ -113,6 +123,13 @@ def best(scores: Figures) -> set[tuple[str, str, str]]:
             found |= {(name, group, metric) for name in _winners(column, metric)}
     column = {n: s["aurc"] for n, s in scores.items() if s["aurc"] is not None}
     return found | {(name, "", "aurc") for name in _winners(column, "aurc")}
+
+
+def best_aurc(scores: Figures, main: str | None, most: int = plots.DASHES) -> list[str]:
+    """As many scores as there are dashes to tell them by: ``main`` and those of lowest AURC."""
+    ranked = sorted(scores, key=lambda name: (name != main, scores[name]["aurc"]))
+    kept = set(ranked[:most])
+    return [name for name in scores if name in kept]
 
 
 def comparison(views: Sequence[Figures]) -> list[dict[str, Any]]:
@@ -218,6 +235,19 @@ def size(value: int) -> str:
     return f"{count(value)}B" if value >= 1000 else f"{value} B"
 
 
+def tail(source: str) -> str:
+    """The end of an image's name, which tells it from its neighbours."""
+    return source if len(source) <= 13 else "…" + source[-12:]
+
+
+def worst_classes(classes: Sequence[Figures]) -> list[Figures]:
+    """The classes most abstained from, the first of them; those never predicted last."""
+    order = sorted(classes, key=lambda one: -1 if one["abstain"] is None else -one["abstain"])
+    if len(classes) <= MOST_CLASSES:
+        return list(classes)
+    return [one for one in order if one["abstain"] is not None][:MOST_CLASSES]
+
+
 def marked(sentence: str) -> Any:
     """The verdict with its figures set off, each in the colour of what it is about."""
     from markupsafe import Markup, escape
@@ -229,13 +259,21 @@ def marked(sentence: str) -> Any:
     return Markup(_FIGURE.sub(emphasise, str(escape(sentence))))
 
 
+def _intervals(figures: Figures) -> Iterator[str]:
+    for _, name, one in set_figures(figures):
+        if one.get("fpr95_id_pos_ci95"):
+            low, high = one["fpr95_id_pos_ci95"]
+            yield f"{name} {points(low, 1)}–{points(high, 1)}"
+
+
 def _known_plots(bundle: Figures) -> dict[str, Any]:
     from markupsafe import Markup
 
     bins = bundle["plots"]["reliability"]
     if bins is None:
         return {"reliability": None, "risk": None, "risk_styles": {}}
-    curves = {n: entry["risk_coverage"] for n, entry in bundle["plots"]["scores"].items()}
+    chosen = best_aurc(bundle["scores"], bundle["gate"]["score"] if bundle["gate"] else None)
+    curves = {n: bundle["plots"]["scores"][n]["risk_coverage"] for n in chosen}
     aurcs = {name: bundle["scores"][name]["aurc"] for name in curves}
     return {
         "reliability": Markup(plots.reliability_plot(bins, bundle["id"]["ece"])),

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moon.evaluation import svg
-from moon.evaluation.report import percent
 from moon.evaluation.svg import Frame
+from moon.evaluation.words import percent
 
 __all__ = ["reliability_plot", "ridge_plot", "risk_plot", "roc_plot", "styles"]
 

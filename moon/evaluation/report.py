@@ -9,9 +9,10 @@ from typing import Any
 
 from moon.errors import UsageError
 from moon.evaluation.measure import GROUPS
+from moon.evaluation.words import percent
 from moon.files import write_json, write_text
 
-__all__ = ["BundleReport", "Report", "verdict"]
+__all__ = ["BundleReport", "Report", "percent", "report_folder", "verdict"]
 
 SCHEMA_VERSION = 1
 Figures = dict[str, Any]
@@ -27,8 +28,12 @@ class BundleReport:
         id: n, accuracy, ece over the in-distribution images.
         scores: by score name: near and far metrics with their sets, and aurc.
         gate: the gate and what it accepts and rejects; None for an uncalibrated bundle.
-        plots: thinned curves and histograms.
+        plots: thinned curves and histograms, and example images.
         warnings: what a reader should know before trusting the figures.
+        findings: what the figures mean: about, state (good, fair, bad, none) and text.
+        corruptions: accuracy and abstain rate on corrupted known images; None if not measured.
+        classes: by predicted class: n, abstain, right, near and far accepted.
+        checks: overlapping images, what could not be checked, scores that are not finite.
     """
 
     model: Figures
@@ -38,6 +43,10 @@ class BundleReport:
     gate: Figures | None
     plots: Figures
     warnings: tuple[str, ...] = ()
+    findings: tuple[dict[str, str], ...] = ()
+    corruptions: Figures | None = None
+    classes: tuple[Figures, ...] = ()
+    checks: Figures | None = None
 
     def to_json(self) -> Figures:
         return {
@@ -47,7 +56,11 @@ class BundleReport:
             "gate": self.gate,
             "model": self.model,
             "backend": self.backend,
+            "findings": list(self.findings),
             "warnings": list(self.warnings),
+            "corruptions": self.corruptions,
+            "classes": list(self.classes),
+            "checks": self.checks,
             "plots": self.plots,
         }
 
@@ -61,12 +74,16 @@ class Report:
         moon: version of moon.
         sets: by group (id, near, far), name -> source and number of images.
         bundles: one or more, in the order given.
+        benchmark: name of the benchmark, and a line for each of its sets that is missing.
+        jpeg: quality every image was re-encoded at, or None.
     """
 
     created: str
     moon: str
     sets: Figures
     bundles: tuple[BundleReport, ...]
+    benchmark: Figures | None = None
+    jpeg: int | None = None
 
     def to_json(self) -> Figures:
         """The content of report.json.
@@ -80,24 +97,30 @@ class Report:
             "created": self.created,
             "moon": self.moon,
             "sets": self.sets,
+            "benchmark": self.benchmark,
+            "jpeg": self.jpeg,
             **first.to_json(),
             "compared": [bundle.to_json() for bundle in rest],
         }
 
     def write(self, out: str | os.PathLike[str]) -> None:
-        """Write report.json and report.html into the folder ``out``, made where missing.
+        """Write report.json, report.html and plots/*.png into the folder ``out``.
 
         Raises:
             UsageError: ``out`` is a file.
             MoonError: could not be written.
         """
         from moon.evaluation.page import render
+        from moon.evaluation.pictures import write_pictures
 
         folder = report_folder(out)
         plain = self.to_json()
         page = render(plain)
         write_json(folder / "report.json", plain)
         write_text(folder / "report.html", page)
+        several = bool(plain["compared"])
+        for i, bundle in enumerate((plain, *plain["compared"]), 1):
+            write_pictures(bundle, folder / "plots", f"{i}-" if several else "")
 
 
 def report_folder(out: str | os.PathLike[str]) -> Path:
@@ -126,18 +149,6 @@ def verdict(id: Figures, gate: Figures | None, scores: Figures) -> str:  # noqa:
         if gate[group] is not None
     ]
     return f"{text}; catches {' and '.join(caught)} unknown inputs." if caught else f"{text}."
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """0.952 -> 95.2%; never rounded to a perfect 100% or 0% that it is not."""
-    shown = f"{100 * value:.{digits}f}"
-    full, none = f"{100:.{digits}f}", f"{0:.{digits}f}"
-    step = 10**-digits
-    if shown == full:
-        return "100%" if value == 1 else f"over {100 - step:.{digits}f}%"
-    if shown == none:
-        return "0%" if value == 0 else f"under {step:.{digits}f}%"
-    return f"{shown}%"
 
 
 def _uncalibrated(id: Figures, scores: Figures) -> str:  # noqa: A002

@@ -7,15 +7,17 @@ Graph inputs: ``input``, and ``threshold`` (float32, shape []), which is also an
 need not be fed. Outputs, in order:
 
     label         int64 [N]    arg max over the known classes, counted among these
-    accept        bool [N]     score >= threshold, and score < +inf
+    accept        bool [N]     score >= bar, and score < +inf; the bar is ``threshold``, or where
+                               that is NaN the one of ``thresholds`` for the label
     score         float32 [N]  the gate's score: the carried score number ``gate_score``
     logits        float32 [N, L]
     score_<name>  float32 [N]  for each carried score
     features      float32      on request: what the last linear layer reads
 
-The initializers ``threshold`` and ``gate_score`` (int64, shape []) are plain scalars: another gate
-is twelve other bytes in the same file. A graph without a gate has the threshold +inf and accepts
-nothing.
+The initializers ``threshold``, ``gate_score`` (int64, shape []) and ``thresholds`` (float32, shape
+[K], by known class) are plain: another gate is 12 + 4 K other bytes in the same file. A gate with
+one threshold has it in all of them; one by predicted class has NaN in ``threshold``, so that a
+number fed there overrides the gate either way. A graph without a gate has +inf and accepts nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +40,17 @@ __all__ = ["CARRIED", "RESERVED", "add_head", "add_normalisation", "carried_scor
 CARRIED: tuple[str, ...] = ("msp", "ebo", "mls", "unknown")
 # Names a body may not use for values of its own.
 RESERVED: frozenset[str] = frozenset(
-    {"input", "threshold", "gate_score", "label", "accept", "score", "logits", "features"}
+    {
+        "input",
+        "threshold",
+        "thresholds",
+        "gate_score",
+        "label",
+        "accept",
+        "score",
+        "logits",
+        "features",
+    }
     | {f"score_{name}" for name in SCORES}
 )
 
@@ -92,6 +104,7 @@ def add_head(
     graph.initializer.extend(head.tensors)
     gate: dict[str, NDArray[Any]] = {
         "threshold": np.array(threshold, dtype=np.float32),
+        "thresholds": np.full(len(known), threshold, dtype=np.float32),
         "gate_score": np.array(scores.index(gate_score), dtype=np.int64),
     }
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in gate.items())
@@ -165,7 +178,10 @@ class _Head:
         ]
         table = self.node("Concat", rows, "head/scores", axis=0)
         self.node("Gather", [table, "gate_score"], "score", axis=0)
-        above = self.node("GreaterOrEqual", ["score", "threshold"], "head/reaches")
+        by_class = self.node("Gather", ["thresholds", "label"], "head/bar_of_class", axis=0)
+        unset = self.node("IsNaN", ["threshold"], "head/by_class")
+        bar = self.node("Where", [unset, by_class, "threshold"], "head/bar")
+        above = self.node("GreaterOrEqual", ["score", bar], "head/reaches")
         infinity = self.constant("infinity", np.array(np.inf, dtype=np.float32))
         finite = self.node("Less", ["score", infinity], "head/finite")
         self.node("And", [above, finite], "accept")

@@ -18,7 +18,7 @@ from moon.runtime.backend import DEFAULT
 from moon.runtime.bench_host import Disturbance, EnergyMeter, Watch, host
 from moon.runtime.bench_stats import drift, ratio
 from moon.runtime.bench_subject import SETTLE, Subject, filled_model, load
-from moon.runtime.verify import golden_outputs, parity
+from moon.runtime.verify import golden_bars, golden_outputs, parity
 
 __all__ = ["SCENARIOS", "bench"]
 
@@ -212,13 +212,13 @@ def _result(
 def _subject(
     bundle: Bundle, subject: Subject, reference: Subject | None, meter: EnergyMeter
 ) -> dict[str, Any]:
-    gate = bundle.gate(subject.name)
+    golden = bundle.golden()
     threads = subject.backend.info().get("threads", 1)
     found = parity(
-        bundle.golden(),
+        golden,
         golden_outputs(bundle, subject.name, threads),
         precision=bundle.manifest.precision,
-        threshold=None if gate is None else gate.threshold,
+        threshold=golden_bars(bundle, golden, subject.name),
     )
     speedup = None if reference is None else ratio(reference.medians(), subject.medians())
     return {

@@ -10,13 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.bundle import Bundle
+from moon.class_calibration import calibrate_per_class
 from moon.errors import CalibrationError, DataError, UsageError
-from moon.gate import METHODS, Gate, as_float32
-from moon.gate_calibration import Evidence, Rate, calibrate_conformal, calibrate_pac, rate
+from moon.gate import METHODS, Gate
+from moon.gate_calibration import (
+    Evidence,
+    Promise,
+    Rate,
+    calibrate_conformal,
+    calibrate_pac,
+    rate,
+)
 from moon.progress import Progress, silent
+from moon.rewrite import require_by_class
 from moon.risk_calibration import calibrate_risk
 from moon.runtime.backend import DEFAULT, open_backend
 from moon.scores import ebo, msp, unknown_probability
+from moon.threshold import as_float32
 
 if TYPE_CHECKING:
     from moon.data.items import Source
@@ -37,6 +47,7 @@ def calibrate(
     method: str = "conformal",
     delta: Rate = 0.05,
     risk: Rate | None = None,
+    per_class: bool = False,
     backend: str = DEFAULT,
     limit: int | None = None,
     threads: int = 0,
@@ -52,8 +63,10 @@ def calibrate(
         method: conformal, pac or risk: see :mod:`moon.gate_calibration`.
         delta: chance that a pac or risk promise fails over the calibration draw.
         risk: largest error among accepted images (risk); needs labels.
+        per_class: a threshold for each predicted class, each with the promise (conformal,
+            pac): see :mod:`moon.class_calibration`. Labels are not needed.
         backend: computes the scores. The default one sets the default gate and the graph's
-            threshold; another one gets a gate of its own beside it.
+            thresholds; another one gets a gate of its own beside it.
         limit: use a random choice of so many images, always the same.
         threads: for the backend; 0 for as many as there are cores.
         progress: told how many images are done.
@@ -61,13 +74,14 @@ def calibrate(
     Raises:
         CalibrationError: too few images for the promise, and how many it would take.
         UsageError: an argument is out of range or missing.
-        BundleError: the bundle is damaged, or does not carry the score.
+        BundleError: the bundle is damaged, does not carry the score, or was exported by a
+            release without thresholds by class.
         DataError, ImageError: the source cannot be read, holds classes the bundle does not
             know, or has no labels for ``risk``.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     name = opened.gate_score if score is None else score
-    promise = _Promise.checked(opened, name, reject, method, delta, risk)
+    asked = _Asked.checked(opened, name, reject, method, delta, risk, per_class)
     from moon.data.labels import known_labels
     from moon.data.load import data_sha256
     from moon.data.source import open_source
@@ -87,19 +101,21 @@ def calibrate(
         "reason": found.quantiles(),
     }
     correct = None if method != "risk" or labels is None else found.labels == labels
-    gate = promise.gate(found.scores, correct, evidence)
+    gate = asked.gate(found, correct, evidence)
     return opened.with_gate(gate, "default" if backend == DEFAULT else backend)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Promise:
+class _Asked:
     """What was asked for, checked before any image is read."""
 
+    classes: tuple[str, ...]
     score: str
     method: str
     reject: Rate
     delta: Rate
     risk: Rate | None
+    per_class: bool
 
     @classmethod
     def checked(
@@ -110,7 +126,8 @@ class _Promise:
         method: str,
         delta: Rate,
         risk: Rate | None,
-    ) -> _Promise:
+        per_class: bool,
+    ) -> _Asked:
         carried = bundle.manifest.scores
         if score == "auto":
             raise UsageError(
@@ -134,23 +151,37 @@ class _Promise:
         for name, value in (("reject", reject), ("delta", delta), ("risk", risk)):
             if value is not None:
                 rate(value, name)
-        return cls(score=score, method=method, reject=reject, delta=delta, risk=risk)
+        if per_class:
+            if method == "risk":
+                raise UsageError(
+                    "the method risk has no thresholds by class",
+                    remedy="Use the method conformal or pac, or one threshold for all classes",
+                )
+            require_by_class(bundle)
+        return cls(
+            classes=bundle.classes,
+            score=score,
+            method=method,
+            reject=reject,
+            delta=delta,
+            risk=risk,
+            per_class=per_class,
+        )
 
-    def gate(
-        self,
-        scores_N: NDArray[np.float32],
-        correct_N: NDArray[np.bool_] | None,
-        evidence: Evidence,
-    ) -> Gate:
-        if self.method == "conformal":
-            return calibrate_conformal(scores_N, self.reject, score=self.score, evidence=evidence)
-        if self.method == "pac":
-            return calibrate_pac(
-                scores_N, self.reject, self.delta, score=self.score, evidence=evidence
+    def gate(self, found: _Scored, correct_N: NDArray[np.bool_] | None, evidence: Evidence) -> Gate:
+        scores_N, name = found.scores, self.score
+        if self.per_class:
+            promise = Promise.of(self.reject, self.delta if self.method == "pac" else None)
+            return calibrate_per_class(
+                scores_N, found.labels, self.classes, promise, score=name, evidence=evidence
             )
+        if self.method == "conformal":
+            return calibrate_conformal(scores_N, self.reject, score=name, evidence=evidence)
+        if self.method == "pac":
+            return calibrate_pac(scores_N, self.reject, self.delta, score=name, evidence=evidence)
         assert self.risk is not None and correct_N is not None
         return calibrate_risk(
-            scores_N, correct_N, self.risk, self.delta, score=self.score, evidence=evidence
+            scores_N, correct_N, self.risk, self.delta, score=name, evidence=evidence
         )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.errors import BackendError
-from moon.gate import as_float32
 from moon.scores import SCORES, known_logits
+from moon.threshold import accepts, as_float32
 
 if TYPE_CHECKING:
     from moon.bundle import Bundle
@@ -29,7 +29,7 @@ class FakeBackend:
         unknown_index: column of the unknown class, or None.
         scores: names of the scores to return.
         gate_score: which of them is ``score``.
-        threshold: of the gate.
+        threshold: of the gate, or [K] one for each known class.
     """
 
     name = "fake"
@@ -41,10 +41,12 @@ class FakeBackend:
         unknown_index: int | None,
         scores: tuple[str, ...],
         gate_score: str,
-        threshold: float,
+        threshold: float | NDArray[np.float32],
     ) -> None:
         self._logits, self._unknown = logits, unknown_index
-        self._scores, self._gate_score, self._threshold = scores, gate_score, threshold
+        self._scores, self._gate_score = scores, gate_score
+        known = logits - (unknown_index is not None)
+        self._bars_K = np.broadcast_to(as_float32(threshold), known)
         carried = tuple(f"score_{name}" for name in scores)
         self.outputs: tuple[str, ...] = ("label", "accept", "score", "logits", *carried)
 
@@ -57,7 +59,7 @@ class FakeBackend:
             unknown_index=bundle.manifest.unknown_index,
             scores=bundle.manifest.scores,
             gate_score=bundle.gate_score,
-            threshold=np.inf if gate is None else gate.threshold,
+            threshold=np.inf if gate is None else gate.bars(np.arange(len(bundle.classes))),
         )
 
     def run(self, batch: NDArray[Any], threshold: float | None = None) -> dict[str, NDArray[Any]]:
@@ -72,10 +74,11 @@ class FakeBackend:
             for name in self._scores
         }
         score_N = found[f"score_{self._gate_score}"]
-        bar = np.float32(self._threshold if threshold is None else threshold)
+        label_N = known_logits(logits_NL, self._unknown).argmax(axis=1)
+        bar = self._bars_K[label_N] if threshold is None else np.float32(threshold)
         return {
-            "label": known_logits(logits_NL, self._unknown).argmax(axis=1),
-            "accept": np.isfinite(score_N) & (score_N >= bar),
+            "label": label_N,
+            "accept": accepts(score_N, bar),
             "score": score_N,
             "logits": logits_NL,
             **found,

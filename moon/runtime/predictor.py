@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from moon.bundle import Bundle
 from moon.data.preprocess import ImageLike
 from moon.errors import BundleError, ImageError, UsageError
-from moon.gate import Decision, Gate, as_float32, explain
+from moon.gate import Decision, Gate, explain
 from moon.runtime.backend import DEFAULT, Backend, open_backend
 from moon.scores import ebo, known_probabilities, unknown_probability
+from moon.threshold import accepts, as_float32
 
 __all__ = ["Predictor"]
 
@@ -36,13 +37,17 @@ class Predictor:
     Attributes:
         bundle: what it runs.
         backend: what computes the graph.
-        threshold: what scores are compared with.
+        threshold: what scores are compared with; of a gate by predicted class, which compares
+            with its class's, the one over all classes.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, threshold: float | None = None) -> None:
         self.bundle, self.backend = bundle, backend
         self._gate: Gate | None = bundle.gate(backend.name)
         self.threshold = _threshold(bundle, self._gate, threshold)
+        self._by_class = None
+        if threshold is None and self._gate is not None:
+            self._by_class = self._gate.per_class
 
     @classmethod
     def open(
@@ -93,7 +98,19 @@ class Predictor:
             if as_is
             else self.bundle.preprocess.normalise(pixels_NHWC)
         )
-        return self.backend.run(batch, self.threshold)
+        if self._by_class is None:
+            return self.backend.run(batch, self.threshold)
+        outputs = self.backend.run(batch)
+        if self._gate is not self.bundle.gate():
+            # The graph holds the default gate's thresholds, not this backend's own.
+            outputs["accept"] = accepts(outputs["score"], self._bars(outputs["label"]))
+        return outputs
+
+    def _bars(self, labels_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What each score is compared with, [N]."""
+        if self._by_class is not None:
+            return self._by_class.thresholds(labels_N)
+        return np.full(len(labels_N), self.threshold, dtype=np.float32)
 
     def decide(
         self, pixels_NHWC: NDArray[np.uint8], inputs: Iterable[str | int | None] | None = None
@@ -171,13 +188,15 @@ class Predictor:
         unknown_N = None if unknown_index is None else unknown_probability(logits_NL, unknown_index)
         scores_N = as_float32(outputs["score"])
         # As Gate.accepts, by this predictor's threshold.
-        accepted_N = np.isfinite(scores_N) & (scores_N >= np.float32(self.threshold))
+        bars_N = self._bars(outputs["label"])
+        accepted_N = accepts(scores_N, bars_N)
         return [
             self._decision(
                 name,
                 accepted=bool(accepted_N[i]),
                 label=int(outputs["label"][i]),
                 score=float(scores_N[i]),
+                bar=float(bars_N[i]),
                 known_K=known_NK[i],
                 p_unknown=None if unknown_N is None else float(unknown_N[i]),
                 energy=float(energy_N[i]),
@@ -192,6 +211,7 @@ class Predictor:
         accepted: bool,
         label: int,
         score: float,
+        bar: float,
         known_K: NDArray[np.float64],
         p_unknown: float | None,
         energy: float,
@@ -207,8 +227,8 @@ class Predictor:
             top=self._top(known_K),
             score_name=self.bundle.gate_score,
             score=score if math.isfinite(score) else None,
-            threshold=self.threshold,
-            p_value=self._gate.p_value(score) if self._gate is not None else None,
+            threshold=bar,
+            p_value=self._gate.p_value(score, label) if self._gate is not None else None,
             input=name,
         )
 

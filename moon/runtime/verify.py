@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from moon.bundle import Bundle, Golden
 from moon.errors import BackendError, BundleError
-from moon.gate import as_float32
+from moon.gate import Gate
 from moon.runtime.backend import backends, open_backend
+from moon.threshold import accepts, as_float32
 
-__all__ = ["Check", "Parity", "golden_outputs", "parity", "tolerance", "verify"]
+__all__ = ["Check", "Parity", "golden_bars", "golden_outputs", "parity", "tolerance", "verify"]
 
 # Largest difference of a logit, for logits of up to about 10.
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
@@ -86,7 +87,11 @@ def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
 
 
 def parity(
-    golden: Golden, outputs: dict[str, NDArray[Any]], *, precision: str, threshold: float | None
+    golden: Golden,
+    outputs: dict[str, NDArray[Any]],
+    *,
+    precision: str,
+    threshold: float | NDArray[np.float32] | None,
 ) -> Parity:
     """Compare a backend's outputs for the golden inputs with the golden ones.
 
@@ -94,7 +99,8 @@ def parity(
         golden: from :meth:`moon.bundle.Bundle.golden`.
         outputs: the backend's, for ``golden["pixels"]``.
         precision: fp32 or fp16.
-        threshold: what decisions are compared by; None when there is no gate.
+        threshold: what decisions are compared by, one for all or [n] one for each input;
+            None when there is no gate.
     """
     allowed = tolerance(golden["logits"], precision)
     gap_NL = np.abs(outputs["logits"].astype(np.float64) - golden["logits"])
@@ -102,10 +108,10 @@ def parity(
     top1 = float(np.mean(outputs["label"] == golden["label"]))
     agreement = None
     if threshold is not None:
-        bar = np.float32(threshold)
+        bar = as_float32(threshold)
         then, now = as_float32(golden["score"]), as_float32(outputs["score"])
         clear = ~(np.abs(then.astype(np.float64) - bar) <= allowed)
-        same = (np.isfinite(then) & (then >= bar)) == (np.isfinite(now) & (now >= bar))
+        same = accepts(then, bar) == accepts(now, bar)
         agreement = float(np.mean(same[clear])) if clear.any() else None
     within = max_abs <= allowed and top1 == 1 and agreement in (None, 1.0)
     return Parity(max_abs=max_abs, top1_agreement=top1, gate_agreement=agreement, within=within)
@@ -124,7 +130,14 @@ def golden_outputs(bundle: Bundle, name: str, threads: int = 1) -> dict[str, NDA
     batch: NDArray[Any] = pixels if as_is else bundle.preprocess.normalise(pixels)
     gate = bundle.gate(name)
     backend = open_backend(bundle, name, threads=threads)
-    return backend.run(batch, None if gate is None else gate.threshold)
+    one = gate is not None and gate.per_class is None
+    return backend.run(batch, gate.threshold if gate is not None and one else None)
+
+
+def golden_bars(bundle: Bundle, golden: Golden, name: str) -> NDArray[np.float32] | None:
+    """What a backend's gate compares each golden score with; None when it is not calibrated."""
+    gate = bundle.gate(name)
+    return None if gate is None else gate.bars(golden["label"])
 
 
 def _gate(bundle: Bundle) -> Check:
@@ -135,13 +148,20 @@ def _gate(bundle: Bundle) -> Check:
     return Check(
         "gate",
         True,
-        f"{gate.score} >= {gate.threshold:g} in gate.json and graph alike "
+        f"{gate.score} >= {_bar(gate)} in gate.json and graph alike "
         f"({gate.method}, {promised}, n = {gate.n:,})",
     )
 
 
+def _bar(gate: Gate) -> str:
+    if gate.per_class is None:
+        return f"{gate.threshold:g}"
+    values = gate.per_class.values
+    return f"{values.min():g} to {values.max():g} by class"
+
+
 def _golden(bundle: Bundle, name: str) -> Check:
-    golden, gate = bundle.golden(), bundle.gate(name)
+    golden = bundle.golden()
     try:
         outputs = golden_outputs(bundle, name)
     except BackendError as error:
@@ -150,13 +170,27 @@ def _golden(bundle: Bundle, name: str) -> Check:
         golden,
         outputs,
         precision=bundle.manifest.precision,
-        threshold=None if gate is None else gate.threshold,
+        threshold=golden_bars(bundle, golden, name),
     )
     allowed = tolerance(golden["logits"], bundle.manifest.precision)
     decisions = "none to compare" if found.gate_agreement is None else f"{found.gate_agreement:.1%}"
+    gates_itself = _gates_itself(bundle, name, outputs)
     return Check(
         name,
-        found.within,
+        found.within and gates_itself,
         f"golden logits within {found.max_abs:.1e} (allowed {allowed:.0e}), "
-        f"labels {found.top1_agreement:.1%}, decisions {decisions}",
+        f"labels {found.top1_agreement:.1%}, decisions {decisions}"
+        + ("" if gates_itself else "; accept is not what its own score and gate.json give"),
     )
+
+
+def _gates_itself(bundle: Bundle, name: str, outputs: dict[str, NDArray[Any]]) -> bool:
+    """Whether ``accept`` follows from the backend's own score and label, by the gate's rule."""
+    gate = bundle.gate(name)
+    if gate is None:
+        return not outputs["accept"].any()
+    if gate.per_class is not None and gate is not bundle.gate():
+        return (
+            True  # the graph holds the default gate's thresholds, and this one stands in for them
+        )
+    return bool((outputs["accept"] == gate.accepts(outputs["score"], outputs["label"])).all())

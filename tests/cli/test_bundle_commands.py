@@ -208,6 +208,60 @@ def test_calibrate_rewrites_the_gate(moon: Moon, bundle: Path) -> None:
     assert "rejects <= 10.0% of ID with 80%" in moon("inspect", bundle).out
 
 
+def test_calibrate_by_class(moon: Moon, bundle: Path) -> None:
+    words = ["--per-class", "--reject", "0.1"]
+    result = moon("calibrate", bundle, "--data", KNOWN, *words, "--json")
+    assert result.code == 0
+    gate = Bundle.open(bundle).gate()
+    assert gate is not None and gate.per_class is not None
+    plain = result.json["gate"]["per_class"]
+    assert [entry["threshold"] for entry in plain["classes"].values()] == [
+        float(value) for value in gate.per_class.values
+    ]
+    assert "scores" not in json.dumps(plain)
+    text = moon("inspect", bundle).out
+    assert "rejects at most 10.0% of ID predicted as each class on average" in " ".join(
+        text.split()
+    )
+    rows = [line.split() for line in text.splitlines()]
+    for name, group in gate.per_class.own.items():
+        assert [name, f"{group.value:.6g}", str(group.n)] in [row[:3] for row in rows]
+    assert moon("verify", bundle).code == 0
+    shown = moon("calibrate", bundle, "--data", KNOWN, *words).out
+    assert "rejected here" in shown and "No promise is made" in shown
+    assert moon("calibrate", bundle, "--data", KNOWN).code == 0
+    one = Bundle.open(bundle).gate()
+    assert one is not None and one.per_class is None
+
+
+def test_pooled_classes_are_named(moon: Moon, bundle: Path) -> None:
+    some = "sklearn:digits#test{label in 0..5}"  # 6 and 7 are hardly ever predicted
+    result = moon("calibrate", bundle, "--data", some, "--per-class")
+    assert result.code == 0
+    gate = Bundle.open(bundle).gate()
+    assert gate is not None and gate.per_class is not None and gate.per_class.pooled
+    said = " ".join(result.out.split())
+    assert "Pooled, as a class needs 19 images predicted as it: " in said
+    assert "the promise holds for them together" in said
+
+
+def test_a_backends_own_gate(moon: Moon, bundle: Path) -> None:
+    before = Bundle.open(bundle).gate()
+    words = ["--backend", "fake", "--per-class", "--reject", "0.2"]
+    result = moon("calibrate", bundle, "--data", KNOWN, *words, "--json")
+    assert result.code == 0 and result.json["backend"] == "fake"
+    after = Bundle.open(bundle)
+    fake = after.gate("fake")
+    assert fake is not None and fake.backend == "fake" and fake.alpha == 0.2
+    assert after.gate() == before and set(after.gates) == {"default", "fake"}
+    plain = json.loads((bundle / "gate.json").read_text())
+    assert plain["gates"]["fake"]["per_class"]["fewest"] == 4
+    moon("calibrate", bundle, "--data", KNOWN, "--backend", "onnxruntime", "--reject", "0.2")
+    again = Bundle.open(bundle)
+    assert set(again.gates) == {"default", "fake"} and again.gate("fake") == fake
+    assert again.gates["default"].alpha == 0.2
+
+
 def test_a_risk_chooses_its_method(moon: Moon, bundle: Path) -> None:
     result = moon("calibrate", bundle, "--data", KNOWN, "--risk", "0.2")
     assert result.code == 0
@@ -219,10 +273,11 @@ def test_a_risk_chooses_its_method(moon: Moon, bundle: Path) -> None:
     [
         (["--score", "auto"], 2, "--score auto is not in this version"),
         (["--ood", "sklearn:photos"], 2, "--ood is not in this version"),
-        (["--per-class"], 2, "--per-class is not in this version"),
         (["--method", "risk"], 2, "--method risk needs the error to allow"),
         (["--method", "pac", "--risk", "0.1"], 2, "--risk does not go with --method pac"),
         (["--reject", "0.001"], 1, "at least 999"),
+        (["--reject", "0.001", "--per-class"], 1, "at least 999"),
+        (["--risk", "0.1", "--per-class"], 2, "the method risk has no thresholds by class"),
         (["--backend", "tensorrt"], 1, "not in this version"),
         (["--score", "nope"], 2, "does not carry the score nope"),
     ],

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from moon.evaluation.classes import class_figures
+from moon.evaluation.corruptions import CORRUPTIONS, STRENGTHS, constant
+from moon.evaluation.examples import KINDS, thumbnail
+from moon.evaluation.findings import findings
 from moon.evaluation.measure import gate_figures, id_figures, plot_figures, score_figures
 from moon.evaluation.metrics import Ints
 from moon.evaluation.observe import Observed
@@ -52,6 +56,8 @@ def drawn_report(
     far: tuple[str, ...] = ("mnist", "svhn", "dtd"),
     n: int = 4000,
     warnings: tuple[str, ...] = (),
+    classes: tuple[str, ...] = tuple(map(str, range(CLASSES))),
+    missing: tuple[str, ...] = (),
 ) -> Report:
     """A report on one bundle a name, each a little weaker than the one before."""
     bundles = []
@@ -70,17 +76,27 @@ def drawn_report(
             for group, members, base in (("near", near, 5.0), ("far", far, 2.5))
         }
         answers = labels if labelled else None
+        scored = {s: score_figures(s, known, groups, answers, 50) for s in known.scores}
+        found = gate_figures(gate, known, groups, answers)
+        plots = plot_figures(known, groups, answers, {gate.score: gate.threshold} if gate else {})
+        if gate:
+            plots["examples"] = _examples(near + far, labelled)
+        worse = _corrupted(gate is not None, labelled)
         bundles.append(
             BundleReport(
                 model=_model(name, i),
                 backend={"name": "onnxruntime", "version": "1.32.0", "provider": "CPU"},
                 id=id_figures(known, answers),
-                scores={s: score_figures(s, known, groups, answers, 50) for s in known.scores},
-                gate=gate_figures(gate, known, groups, answers),
-                plots=plot_figures(
-                    known, groups, answers, {gate.score: gate.threshold} if gate else {}
-                ),
+                scores=scored,
+                gate=found,
+                plots=plots,
                 warnings=warnings,
+                findings=tuple(findings(found, scored, worse)),
+                corruptions=worse,
+                classes=tuple(
+                    class_figures(classes, known, groups, answers, gated=gate is not None)
+                ),
+                checks={"overlaps": [], "training_unchecked": None, "nonfinite": {}},
             )
         )
     return Report(
@@ -92,7 +108,53 @@ def drawn_report(
             "far": {m: {"source": f"{m}.npz#test", "n": n // 2, "of": n // 2} for m in far},
         },
         bundles=tuple(bundles),
+        benchmark={"name": "cifar10", "missing": list(missing)} if missing else None,
     )
+
+
+def _corrupted(gated: bool, labelled: bool) -> dict[str, Any]:
+    """Figures that fall with strength, each kind at its own pace."""
+
+    def one(fall: float) -> dict[str, Any]:
+        accuracy, abstain = 0.95 * (1 - fall), 0.05 + 0.8 * fall
+        return {
+            "accuracy": accuracy if labelled else None,
+            "abstain": abstain if gated else None,
+            "abstain_ci95": [abstain - 0.02, abstain + 0.02] if gated else None,
+            "accuracy_accepted": accuracy if gated and labelled else None,
+            "wrong_accepted": 0.1 * fall if gated and labelled else None,
+        }
+
+    kinds = {
+        kind: [
+            {"strength": s, "amount": constant(kind, s, 32), **one(s / 5 / (1 + pace))}
+            for s in STRENGTHS
+        ]
+        for pace, kind in enumerate(CORRUPTIONS)
+    }
+    return {"n": 250, "of": 4000, "clean": one(0.0), "kinds": kinds}
+
+
+def _examples(unknown: tuple[str, ...], labelled: bool) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {kind: [] for kind in KINDS}
+    for i in range(8):
+        kind = KINDS[i % 3 if labelled else 0]
+        known = kind != KINDS[0]
+        if not known and not unknown:
+            continue
+        found[kind].append(
+            {
+                "set": "ID" if known else unknown[0],
+                "group": "id" if known else "near",
+                "source": f"a long folder/of images/{i:06}.png",
+                "score": None if i == 0 else float(12 - i),
+                "predicted": "a-class-of-a-rather-long-name" if i == 3 else "4",
+                "label": "4" if kind == KINDS[2] else None if i == 0 else "9",
+                "png": thumbnail(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)),
+            }
+        )
+    return found
 
 
 def _model(name: str, i: int) -> dict[str, Any]:

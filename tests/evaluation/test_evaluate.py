@@ -106,7 +106,8 @@ def test_images_are_never_all_in_memory(bundle, monkeypatch):
         return plain_raw(self, pixels)
 
     monkeypatch.setattr(Predictor, "raw", counting)
-    report = evaluate(bundle, id=Source(spec="lazy", items=Lazy()), batch_size=20, resamples=0)
+    source = Source(spec="lazy", items=Lazy())
+    report = evaluate(bundle, id=source, batch_size=20, resamples=0, corruptions=0)
     assert report.bundles[0].id["n"] == 600
     assert run[0] == 600
     assert ahead[0] <= 3 * 20
@@ -131,6 +132,7 @@ def test_several_bundles_side_by_side_and_written(bundle, tmp_path):
         scores=["msp", "ebo"],
         out=tmp_path / "out",
         resamples=10,
+        corruptions=0,
         progress=lambda done, total, what: ticks.append((done, total, what)),
     )
     plain = json.loads((tmp_path / "out" / "report.json").read_text())

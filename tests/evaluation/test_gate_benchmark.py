@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from moon.gate_calibration import calibrate_conformal
-from tests.bundles import images, make_bundle
+from moon.per_class import PerClass
+from tests.bundles import CLASSES, images, make_bundle
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gate.py"
 
@@ -50,6 +51,40 @@ def test_one_command_measures_and_writes(place):
     assert result["bound"] == pytest.approx(0.1 + 3 * 0.3 * 0.1)
     assert len(set(rejects)) > 1
     assert result["environment"]["onnxruntime"]
+
+
+def test_by_class_every_class_is_measured(benchmark, place, capsys):
+    words = [str(place / "bundle"), "--data", f"{place}/set.npz#test", "--reject", "0.1",
+             "--per-class", "--splits", "4", "--out", str(place / "classes.json")]  # fmt: skip
+    assert benchmark.main(words) == 0
+    result = json.loads((place / "classes.json").read_text())
+    assert set(result["classes"]) == set(CLASSES)
+    for split in result["splits"]:
+        rows = split["classes"].values()
+        assert sum(row["n_calibration"] for row in rows) == split["n_calibration"] == 200
+        total = sum(row["reject"] * row["n_test"] for row in rows)
+        assert total / 200 == pytest.approx(split["reject"])
+    for name, row in result["classes"].items():
+        found = [split["classes"][name]["reject"] for split in result["splits"]]
+        assert row["mean"] == pytest.approx(np.mean(found)) and row["within"]
+    assert all(f"{name:>12} " in capsys.readouterr().out for name in CLASSES[:1])
+
+
+def test_a_class_that_is_rejected_too_often_fails(benchmark, place, monkeypatch, capsys):
+    """One threshold for all is not enough for a promise to each class."""
+
+    def one_for_all(scores, labels, classes, promise):
+        gate = calibrate_conformal(scores, promise.alpha)
+        own = dict.fromkeys(classes, gate.overall)
+        by_class = PerClass(classes=tuple(classes), fewest=9, own=own, pooled={}, pool=None)
+        object.__setattr__(gate, "per_class", by_class)
+        return gate
+
+    monkeypatch.setattr(benchmark, "calibrate_per_class", one_for_all)
+    words = [str(place / "bundle"), "--data", f"{place}/set.npz#test", "--reject", "0.1"]
+    assert benchmark.main([*words, "--per-class"]) == 1
+    said = capsys.readouterr().out
+    assert "TOO MANY" in said and "FAILED" in said
 
 
 def test_the_same_seed_gives_the_same_splits(benchmark):

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from moon.evaluation.page import count, labels, outcome, render, size
+from moon.evaluation.page import best_aurc, count, labels, outcome, render, size
 from tests.evaluation.chromium import Chromium, find_chromium
-from tests.evaluation.samples import report
+from tests.evaluation.samples import CLASSES, report
 
 CASES = {
     "one": {},
@@ -17,6 +17,8 @@ CASES = {
     "uncalibrated": {"calibrated": False, "labelled": False, "warnings": ("Take care.",)},
     "only known": {"near": (), "far": ()},
     "only far": {"near": (), "far": ("mnist",)},
+    "a missing set": {"missing": ("tin: no /a/long/path/" + "x" * 60,)},
+    "unlabelled": {"labelled": False},
 }
 
 
@@ -35,7 +37,7 @@ def browser(tmp_path_factory):
 
 
 class Strict(HTMLParser):
-    VOID = frozenset({"meta", "link", "br", "line", "rect", "polyline", "circle"})
+    VOID = frozenset({"meta", "link", "br", "img", "line", "rect", "polyline", "circle"})
 
     def __init__(self):
         super().__init__()
@@ -64,7 +66,7 @@ def test_every_case_is_balanced_html_with_unique_ids_and_no_addresses(pages, cas
     parser.feed(pages[case])
     assert parser.open == []
     assert len(parser.ids) == len(set(parser.ids))
-    assert all(a == "data:," or a.startswith("#") for a in parser.addresses)
+    assert all(a.startswith(("data:,", "data:image/png;base64,", "#")) for a in parser.addresses)
     assert {a[1:] for a in parser.addresses if a.startswith("#")} <= set(parser.ids)
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", pages[case])
 
@@ -106,6 +108,12 @@ def test_the_outcome_names_who_leads():
     assert "2 bundles" in outcome([{**one("a", 0, 0), "gate": None}, one("b", 0, 0)])
 
 
+def test_of_many_scores_the_best_and_the_gates_are_drawn():
+    scores = {f"s{i}": {"aurc": 0.1 * i} for i in range(9)}
+    assert best_aurc(scores, "s7") == ["s0", "s1", "s2", "s3", "s7"]
+    assert best_aurc(scores, None) == ["s0", "s1", "s2", "s3", "s4"]
+
+
 def test_counts_for_people():
     assert [count(v) for v in (None, 12, 1234, 5_480_123, 1.1e12)] == [
         "–", "12", "1.23 k", "5.48 M", "1.1 T"
@@ -124,6 +132,8 @@ def test_a_browser_shows_it_without_complaint_or_request(
     browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.evaluate("document.querySelector('.verdict').textContent").endswith(".")
     assert browser.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
+    drawn = "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    assert browser.evaluate(drawn)
     # Perceived lightness of paper and ink: the theme really changed.
     light = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
     assert (browser.evaluate(light) < 60) is dark
@@ -143,6 +153,65 @@ def test_the_browser_would_notice(browser, tmp_path):
     assert "logged" in said
     assert "thrown" in said
     assert "http://localhost:9/x.png" in browser.requests()
+
+
+def test_the_parts_are_there_and_in_order(pages):
+    text = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]+>", "", pages["one"], flags=re.S)
+    parts = [
+        "Accepts ", "The promise", "Telling near unknown", "Corrupted known images: at worst",
+        "What the gate does", "Scores compared", "set by set", "How far its answers",
+        "By predicted class", "Corrupted inputs", "Mistakes to look at", "Unknown, yet accepted",
+        "Known, accepted with a wrong label", "Known and right, yet rejected", "Words and sources",
+    ]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert pages["one"].count("data:image/png;base64,") == 8
+    assert "Mistakes to look at" not in pages["uncalibrated"]
+    assert "By predicted class" not in pages["uncalibrated"]
+    legend = pages["uncalibrated"].split('id="corrupted"')[1].split("<details>")[0]
+    assert "</svg>rejected" not in legend
+    assert "</svg>rejected" in pages["one"]
+    missing = pages["a missing set"]
+    assert missing.index("Accepts ") < missing.index(
+        "1 of the sets of the benchmark cifar10 is not"
+    )
+
+
+def test_of_a_thousand_classes_the_worst_are_shown():
+    names = tuple(f"class {i}" for i in range(CLASSES)) + tuple(f"never {i}" for i in range(990))
+    page = render(report(n=300, classes=names))
+    assert "The 10 of 1000 classes it abstains from most" in page
+    assert "never 1" not in page
+
+
+def test_every_table_can_be_sorted_and_read_without_scripts(browser, pages, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(pages["one"], encoding="utf-8")
+    browser.open(path)
+    browser.evaluate("document.querySelectorAll('th[data-column] button').forEach(b => b.click())")
+    assert browser.complaints() == []
+    for label, column in (("Corrupted inputs, table", 3), ("By predicted class, table", 2)):
+        table = f"document.querySelector('[aria-label=\"{label}\"] table')"
+        header = f"{table}.querySelector('th[data-column=\"{column}\"] button')"
+        read = f"[...{table}.tBodies[0].rows].map(r => Number(r.cells[{column}].dataset.v))"
+        browser.evaluate(f"{header}.click()")
+        values = browser.evaluate(read)
+        assert values == sorted(values, reverse=True)
+        assert len(set(values)) > 3
+
+
+def test_without_scripts_nothing_is_missing(browser, pages, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(pages["one"], encoding="utf-8")
+    browser.open(path)
+    rows = browser.evaluate("document.querySelectorAll('tbody tr').length")
+    bare = re.sub(r"<script>.*?</script>", "", pages["one"], flags=re.S)
+    assert bare != pages["one"]
+    path.write_text(bare, encoding="utf-8")
+    browser.open(path)
+    assert browser.evaluate("document.querySelectorAll('tbody tr').length") == rows > 30
+    assert browser.evaluate("document.querySelectorAll('svg').length") > 8
+    assert browser.complaints() == []
 
 
 def test_tables_sort_by_a_click_and_say_so(browser, pages, tmp_path):

@@ -13,7 +13,7 @@ from moon.data.preprocess import Preprocess
 from moon.errors import ExportError, UsageError
 from moon.export.head import add_head, add_normalisation, carried_scores
 from moon.export.session import Session
-from moon.onnxfile import patch_scalar
+from moon.onnxfile import patch_scalar, patch_vector, read_scalar, read_vector
 from moon.scores import SCORES, known_logits
 
 Logits = NDArray[np.float32]
@@ -110,6 +110,38 @@ def test_another_gate_is_other_bytes_in_the_same_file() -> None:
     out = Session(patched).run(feed(np.array([[0, 2, 0, 0, 0], [0, 3, 0, 0, 0]], np.float32)))
     np.testing.assert_array_equal(out["score"], out["score_mls"])
     assert out["accept"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("unknown_index", [None, 0, 4])
+def test_a_gate_by_class_is_other_bytes_in_the_same_file(unknown_index: int | None) -> None:
+    data = add_head(passing(), outputs=L, unknown_index=unknown_index).SerializeToString()
+    known = [i for i in range(L) if i != unknown_index]
+    bars = np.arange(len(known), dtype=np.float32)  # class i is accepted from i on
+    patched = patch_vector(patch_scalar(data, "threshold", np.nan), "thresholds", bars)
+    patched = patch_scalar(patched, "gate_score", 2)
+    assert len(patched) == len(data)
+    logits = np.full((2 * len(known), L), -9, np.float32)
+    for i, column in enumerate(known):
+        logits[2 * i, column] = i
+        logits[2 * i + 1, column] = np.nextafter(np.float32(i), np.float32(-9))
+    session = Session(patched)
+    out = session.run(feed(logits))
+    assert out["label"].tolist() == [i for i in range(len(known)) for _ in range(2)]
+    np.testing.assert_array_equal(out["accept"], [True, False] * len(known))
+    # A scalar fed overrides all of them; NaN is none.
+    for fed, expected in ((2.0, logits.max(axis=1) >= 2), (np.nan, out["accept"])):
+        given = {**feed(logits), "threshold": np.array(fed, np.float32)}
+        np.testing.assert_array_equal(session.run(given)["accept"], expected)
+    logits[:] = np.nan
+    assert not session.run(feed(logits))["accept"].any()
+
+
+def test_a_new_graph_holds_its_threshold_for_every_class() -> None:
+    data = add_head(passing(), outputs=L, unknown_index=4, threshold=1.5).SerializeToString()
+    assert read_scalar(data, "threshold") == 1.5
+    assert read_vector(data, "thresholds").tolist() == [1.5] * 4
+    data = add_head(passing(), outputs=L, unknown_index=None).SerializeToString()
+    assert read_vector(data, "thresholds").tolist() == [np.inf] * 5
 
 
 def test_outputs_are_in_order_and_typed() -> None:

@@ -12,7 +12,7 @@ from moon.bundle import Bundle
 from moon.data.load import data_sha256
 from moon.data.source import open_source
 from moon.errors import BackendError, BundleError, CalibrationError, DataError, UsageError
-from moon.onnxfile import read_scalar
+from moon.onnxfile import read_scalar, read_vector
 from moon.runtime.backend import open_backend
 from moon.runtime.calibrate import calibrate
 from moon.runtime.predictor import Predictor
@@ -140,11 +140,54 @@ def test_a_backend_of_its_own_gets_a_gate_of_its_own(bundle: Bundle, arrays: str
     assert fake is not None and fake.backend == "fake"
 
 
+def test_each_predicted_class_gets_the_rank_of_its_own_scores(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    # Without labels: what is predicted is all that counts.
+    np.savez(tmp_path / "set.npz", val_images=images(400, seed=11))
+    made = calibrate(bundle, f"{tmp_path / 'set.npz'}#val", per_class=True)
+    outputs = open_backend(made).run(made.preprocess.normalise(images(400, seed=11)))
+    gate = made.gate()
+    assert gate is not None and gate.per_class is not None and not gate.per_class.pooled
+    for i, name in enumerate(CLASSES):
+        part = np.sort(outputs["score"][outputs["label"] == i])
+        found = gate.per_class.own[name]
+        assert found.k == (len(part) + 1) // 20 and found.n == len(part)
+        assert found.value == part[found.k - 1] == read_vector(made.model_bytes(), "thresholds")[i]
+    assert np.array_equal(outputs["accept"], gate.accepts(outputs["score"], outputs["label"]))
+    decisions = Predictor.open(made).decide(images(400, seed=11))
+    rejected = sum(not one.accepted for one in decisions)
+    assert rejected == sum(group.k - 1 for group in gate.per_class.groups if group.k)
+    one = calibrate(made, f"{tmp_path / 'set.npz'}#val").gate()
+    assert one is not None and one.per_class is None and one.threshold == gate.threshold
+
+
+def test_a_class_never_predicted_is_pooled(bundle: Bundle, tmp_path: Path) -> None:
+    pixels = images(400, seed=11)
+    labels = Predictor.open(bundle, threshold=0, warn=lambda _: None).raw(pixels)["label"]
+    np.savez(tmp_path / "set.npz", val_images=pixels[labels != 2])
+    gate = calibrate(bundle, f"{tmp_path / 'set.npz'}#val", per_class=True, method="pac").gate()
+    assert gate is not None and gate.per_class is not None
+    assert gate.per_class.pooled == {"cat": int((labels == 0).sum()), "bird": 0}
+    assert (gate.per_class.fewest, gate.method) == (59, "pac")
+
+
+def test_by_class_needs_a_graph_that_can(tmp_path: Path, arrays: str) -> None:
+    old = make_bundle(tmp_path / "old", by_class=False)
+    with pytest.raises(BundleError, match=r"has one threshold.*Export it again"):
+        calibrate(old, arrays, per_class=True)
+    again = calibrate(old, arrays).gate()
+    assert again is not None and again.n == 400
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"limit": 10}, CalibrationError, r"10 .* too few .*at least 19 held-out"),
         ({"limit": 50, "method": "pac"}, CalibrationError, r"at least 59 held-out"),
+        ({"limit": 18, "per_class": True}, CalibrationError, r"18 .*at least 19 held-out"),
+        ({"limit": 40, "per_class": True}, CalibrationError, r"takes 19 images predicted as it"),
+        ({"per_class": True, "method": "risk", "risk": 0.1}, UsageError, "no thresholds by class"),
         ({"limit": 0}, UsageError, "limit must be 1 or more"),
         ({"reject": 0}, UsageError, "reject must lie between 0 and 1"),
         ({"delta": 1}, UsageError, "delta must lie between 0 and 1"),

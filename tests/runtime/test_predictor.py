@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,8 @@ from moon.bundle import Bundle
 from moon.errors import BackendError, BundleError, ImageError, UsageError
 from moon.gate import Decision
 from moon.gate_calibration import calibrate_conformal
+from moon.runtime.backend import open_backend
+from moon.runtime.calibrate import calibrate
 from moon.runtime.predictor import Predictor
 from moon.scores import known_probabilities
 from tests.bundles import images, make_bundle
@@ -53,6 +56,64 @@ def test_decisions_follow_the_gate_and_nothing_else(bundle: Bundle) -> None:
         assert (made.reason is None) == made.accepted
         assert made.top[0][0] == label
         assert [p for _, p in made.top] == sorted(known[i], reverse=True)
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    root = tmp_path_factory.mktemp("c")
+    pixels = images(600, seed=11)
+    np.savez(root / "set.npz", val_images=pixels)
+    made = make_bundle(root / "tiny", calibrated=False)
+    return calibrate(made, f"{root / 'set.npz'}#val", reject=0.1, per_class=True)
+
+
+def test_decisions_by_class_follow_the_gate_and_nothing_else(by_class: Bundle) -> None:
+    predictor, gate = Predictor.open(by_class), by_class.gate()
+    assert gate is not None and gate.per_class is not None
+    assert len(set(gate.per_class.values.tolist())) == 3
+    pixels = images(400, seed=9)
+    outputs, decisions = predictor.raw(pixels), predictor.decide(pixels)
+    accepted = gate.accepts(outputs["score"], outputs["label"])
+    assert not np.array_equal(accepted, outputs["score"] >= np.float32(gate.threshold))
+    for i, made in enumerate(decisions):
+        label = int(outputs["label"][i])
+        assert made.accepted == accepted[i] == outputs["accept"][i]
+        assert made.threshold == gate.per_class.values[label]
+        assert made.p_value == gate.p_value(float(outputs["score"][i]), label)
+        assert made.accepted == (made.p_value > 0.1)
+
+
+def test_a_given_threshold_overrides_those_by_class(by_class: Bundle) -> None:
+    gate = by_class.gate()
+    assert gate is not None
+    pixels = images(400, seed=9)
+    # The one over all classes too: fed, it is one for all.
+    for value in (0.5, gate.threshold):
+        predictor = Predictor.open(by_class, threshold=value, warn=lambda _: None)
+        outputs, decisions = predictor.raw(pixels), predictor.decide(pixels)
+        expected = (outputs["score"] >= np.float32(value)).tolist()
+        assert outputs["accept"].tolist() == [made.accepted for made in decisions] == expected
+        assert {made.threshold for made in decisions} == {float(np.float32(value))}
+
+
+def test_a_backends_own_gate_by_class_decides(by_class: Bundle, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", val_images=images(600, seed=12))
+    made = Bundle.open(shutil.copytree(by_class.path, tmp_path / "tiny"))
+    default = made.gate()
+    made = calibrate(made, f"{tmp_path / 'set.npz'}#val", backend="fake", per_class=True)
+    own = made.gate("fake")
+    assert own is not None and own.per_class is not None and made.gate() == default
+    predictor = Predictor.open(made, backend="fake")
+    outputs = predictor.raw(images(100, seed=13))
+    expected = own.accepts(outputs["score"], outputs["label"])
+    assert 0 < expected.sum() < 100 and np.array_equal(outputs["accept"], expected)
+    decided = predictor.decide(images(100, seed=13))
+    assert [one.accepted for one in decided] == expected.tolist()
+    # And where the graph cannot hold it, because it holds the default one.
+    stand_in = Predictor(made.with_gate(own, "onnxruntime"), open_backend(made))
+    outputs = stand_in.raw(images(100, seed=13))
+    expected = own.accepts(outputs["score"], outputs["label"])
+    assert np.array_equal(outputs["accept"], expected)
 
 
 def test_the_top_is_at_most_five_known_classes(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from moon.bundle import Bundle, golden_bytes, write_bundle
+from moon.runtime.calibrate import calibrate
 from moon.runtime.verify import parity, tolerance, verify
-from tests.bundles import make_bundle
+from tests.bundles import images, make_bundle
 
 
 @pytest.fixture
@@ -56,6 +58,41 @@ def test_golden_outputs_that_the_model_does_not_give_are_found(bundle: Bundle, n
     made = write_bundle(bundle.path, manifest_fields=fields, files=files, force=True)
     checks = verify(made)
     assert [check.ok for check in checks] == [True, True, False]
+
+
+def test_a_gate_by_class_is_verified(bundle: Bundle, tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", val_images=images(300, seed=11))
+    made = calibrate(bundle, f"{tmp_path / 'set.npz'}#val", per_class=True)
+    checks = verify(made)
+    assert all(check.ok for check in checks)
+    assert "by class in gate.json and graph alike" in checks[1].detail
+    # A score moved past its class's threshold, and not past the one over all classes.
+    gate, golden = made.gate(), made.golden()
+    assert gate is not None
+    bars = gate.bars(golden["label"])
+    outputs = dict(golden)
+    outputs["score"] = np.where(golden["accept"], bars - 1, bars + 1).astype(np.float32)
+    found = parity(golden, outputs, precision="fp32", threshold=bars)
+    assert found.gate_agreement == 0 and not found.within
+
+
+def test_a_graph_that_does_not_gate_as_it_says_is_found(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "b")
+    model = onnx.load_model_from_string(made.model_bytes())
+    for node in model.graph.node:
+        if node.op_type == "GreaterOrEqual":
+            node.op_type = "LessOrEqual"
+    plain = made.manifest.to_json()
+    fields = {key: plain[key] for key in plain if key not in ("version", "sha256", "files")}
+    files = {key: (made.path / key).read_bytes() for key in made.manifest.files}
+    files["model.onnx"] = model.SerializeToString()
+    made = write_bundle(made.path, manifest_fields=fields, files=files, force=True)
+    check = verify(made)[-1]
+    assert not check.ok and "accept is not what its own score and gate.json give" in check.detail
+
+
+def test_a_bundle_of_an_earlier_release_is_verified(tmp_path: Path) -> None:
+    assert all(check.ok for check in verify(make_bundle(tmp_path / "b", by_class=False)))
 
 
 def test_parity_by_hand() -> None:

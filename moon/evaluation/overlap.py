@@ -1,0 +1,104 @@
+"""Images that are in two sets at once, which makes the figures of both mean less.
+
+Two checks: of the evaluated sets among each other by the pixels the model sees, whatever the
+files; and of each against the images the bundle was trained and validated on, where the bundle
+records a SOURCE that can be opened here, by the bytes as stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moon.bundle import Bundle
+from moon.data.load import data_sha256
+from moon.data.source import Source, open_source
+from moon.errors import MoonError
+from moon.evaluation.observe import Observed
+from moon.evaluation.sets import EvalSet, fingerprints
+
+__all__ = ["overlaps", "training_overlaps"]
+
+LARGEST_TRAINING = 200_000
+_NAMED = 3
+
+
+def overlaps(
+    sets: Sequence[EvalSet], seen: Mapping[tuple[str, str], Observed]
+) -> list[dict[str, Any]]:
+    """Unknown sets that hold images of the known set, pixel for pixel.
+
+    Args:
+        seen: what was observed of each set, by its key.
+    """
+    known, *others = sets
+    found = []
+    for one in others:
+        shared = np.isin(seen[one.key].pixels, seen[known.key].pixels)
+        if shared.any():
+            found.append(_overlap(one, shared, "the known images"))
+    return found
+
+
+def training_overlaps(
+    bundle: Bundle, sets: Sequence[EvalSet]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Sets that hold images the model was trained, validated or calibrated on.
+
+    Returns:
+        The overlaps; and why the training images were not looked at, or None.
+    """
+    found = []
+    gate, known = bundle.gate(), sets[0]
+    # Hashing all again is only worth it where the numbers agree.
+    if (
+        gate is not None
+        and gate.n == len(known)
+        and gate.data_sha256 == data_sha256(known.source, known.indices)
+    ):
+        found.append(_overlap(known, np.ones(len(known), bool), "the calibration images"))
+    recorded, why = _recorded(bundle)
+    for source in recorded:
+        given = fingerprints(source, np.arange(len(source)))
+        for one in sets:
+            shared = np.isin(one.fingerprints, given)
+            if shared.any():
+                found.append(_overlap(one, shared, f"the training data {source.spec}"))
+    return found, why
+
+
+def _recorded(bundle: Bundle) -> tuple[list[Source], str | None]:
+    recipe = bundle.manifest.provenance.get("recipe")
+    data = recipe.get("data") if isinstance(recipe, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(data.get("train"), str):
+        return [], "the bundle does not record what it was trained on"
+    specs = [data["train"], *([data["val"]] if isinstance(data.get("val"), str) else [])]
+    sources: list[Source] = []
+    for spec in specs:
+        if spec.startswith("torchvision:"):
+            return sources, f"{spec} might have to be downloaded"
+        try:
+            source = open_source(spec)
+        except (MoonError, OSError):
+            return sources, f"{spec}, recorded in the bundle, cannot be opened here"
+        if len(source) > LARGEST_TRAINING:
+            return sources, f"{spec} has more than {LARGEST_TRAINING:,} images"
+        sources.append(source)
+    return sources, None
+
+
+def _overlap(one: EvalSet, shared: NDArray[np.bool_], where: str) -> dict[str, Any]:
+    rows = np.flatnonzero(shared)
+    names = [os.fspath(one.source.name(int(one.indices[row]))) for row in rows[:_NAMED]]
+    return {
+        "set": one.name,
+        "group": one.group,
+        "with": where,
+        "n": len(rows),
+        "of": len(one),
+        "examples": names,
+    }
