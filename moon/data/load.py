@@ -25,7 +25,14 @@ from moon.data.split import split_validation
 from moon.errors import DataError, ImageError, MoonError, UsageError
 from moon.progress import Progress, silent
 
-__all__ = ["data_sha256", "load_pixels", "match_labels", "split_validation", "stream"]
+__all__ = [
+    "data_sha256",
+    "load_pixels",
+    "match_labels",
+    "split_validation",
+    "stored_bytes",
+    "stream",
+]
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -114,7 +121,7 @@ def data_sha256(source: Source, indices: npt.ArrayLike | None = None) -> str:
     """
     digest = hashlib.sha256()
     for i in _chosen(source, indices):
-        data = _bytes_of(source.item(int(i)))
+        data = stored_bytes(source.item(int(i)))
         label = -1 if source.labels is None else int(source.labels[i])
         digest.update(struct.pack("<Qq", len(data), label))
         digest.update(data)
@@ -235,7 +242,12 @@ def _pixels_of(source: Source, preprocess: Preprocess, i: int) -> Pixels:
         raise ImageError(f"could not read {source.name(i)}: {error}") from error
 
 
-def _bytes_of(item: Item) -> bytes:
+def stored_bytes(item: Item) -> bytes:
+    """What stands for an item in a hash: its file's bytes, or its type, size and pixels.
+
+    Raises:
+        ImageError: its file cannot be read.
+    """
     if isinstance(item, bytes):
         return item
     if isinstance(item, Path):

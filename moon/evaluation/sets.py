@@ -6,15 +6,14 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from moon.data.source import Item, Source, open_source
-from moon.errors import DataError, ImageError, UsageError
+from moon.data.load import stored_bytes
+from moon.data.source import Source, open_source
+from moon.errors import DataError, UsageError
 from moon.evaluation.metrics import Ints
 from moon.evaluation.observe import sample
 
@@ -101,7 +100,7 @@ def fingerprints(source: Source, indices: Ints) -> Fingerprints:
     """
     found = np.empty(len(indices), np.uint64)
     for row, i in enumerate(indices.tolist()):
-        digest = hashlib.blake2b(_stored(source.item(i)), digest_size=8).digest()
+        digest = hashlib.blake2b(stored_bytes(source.item(i)), digest_size=8).digest()
         found[row] = int.from_bytes(digest, "little")
     return found
 
@@ -118,16 +117,3 @@ def _opened(group: str, name: str, given: Any, limit: int | None) -> EvalSet:
             remedy="Check its path, split and filters, or leave the set out",
         )
     return EvalSet(group, name, source, sample(source, limit))
-
-
-def _stored(item: Item) -> bytes:
-    if isinstance(item, bytes):
-        return item
-    if isinstance(item, Path):
-        try:
-            return item.read_bytes()
-        except OSError as error:
-            raise ImageError(f"could not read {item}: {error.strerror or error}") from error
-    if isinstance(item, Image.Image):
-        return f"{item.mode} {item.size} ".encode() + item.tobytes()
-    return f"{item.dtype} {item.shape} ".encode() + item.tobytes()

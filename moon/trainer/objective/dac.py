@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from moon.errors import TrainingError, UsageError
-from moon.trainer.objective.loss import AutoWeight
+from moon.trainer.objective.loss import AutoWeight, check_batch
 
 __all__ = ["AbstentionLoss"]
 
@@ -122,7 +122,7 @@ class AbstentionLoss(nn.Module):
         Raises:
             UsageError: wrong shapes or dtypes.
         """
-        unknown = self._check(logits_NK, target_N)
+        unknown = check_batch(logits_NK, target_N, self.unknown_index)
         logits_NK = logits_NK if logits_NK.dtype == torch.float64 else logits_NK.float()
         auto = self.auto_weight
         if auto._weight.device != logits_NK.device:
@@ -135,22 +135,6 @@ class AbstentionLoss(nn.Module):
         known_N, margin_N = _parts(logits_NK, target_N, unknown)
         price_N = auto._weight.to(logits_NK.dtype) * F.logsigmoid(margin_N)
         return (torch.sigmoid(margin_N) * known_N - price_N).mean()
-
-    def _check(self, logits_NK: Tensor, target_N: Tensor) -> int:
-        if logits_NK.ndim != 2 or target_N.shape != logits_NK.shape[:1]:
-            raise UsageError(
-                f"the abstention loss takes logits [N, K + 1] and targets [N], not "
-                f"{list(logits_NK.shape)} and {list(target_N.shape)}"
-            )
-        if target_N.dtype.is_floating_point or target_N.dtype is torch.bool:
-            raise UsageError(f"targets are class indices of type int64, not {target_N.dtype}")
-        outputs = logits_NK.shape[1]
-        if outputs < 2 or not -outputs <= self.unknown_index < outputs:
-            raise UsageError(
-                f"unknown_index {self.unknown_index} does not fit {outputs} logits",
-                remedy="Build the model with one output more than there are classes",
-            )
-        return self.unknown_index % outputs
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, unknown_index={self.unknown_index}"

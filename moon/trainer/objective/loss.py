@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moon.errors import TrainingError, UsageError
 
-__all__ = ["AutoWeight", "UnknownAwareLoss"]
+__all__ = ["AutoWeight", "UnknownAwareLoss", "check_batch"]
 
 
 class AutoWeight(nn.Module):
@@ -247,7 +247,7 @@ class UnknownAwareLoss(nn.Module):
         Raises:
             UsageError: wrong shapes or dtypes.
         """
-        unknown = self._check(logits_NK, target_N)
+        unknown = check_batch(logits_NK, target_N, self.unknown_index)
         logits_NK = logits_NK if logits_NK.dtype == torch.float64 else logits_NK.float()
         log_p_NK = F.log_softmax(logits_NK, dim=1)
         if not self.enabled:
@@ -266,24 +266,32 @@ class UnknownAwareLoss(nn.Module):
         wrong_N = logits_NK.argmax(dim=1) != target_N
         return torch.where(wrong_N, weight_N * loss_N, loss_N).mean()
 
-    def _check(self, logits_NK: Tensor, target_N: Tensor) -> int:
-        if logits_NK.ndim != 2 or target_N.shape != logits_NK.shape[:1]:
-            raise UsageError(
-                f"the loss takes logits [N, K + 1] and targets [N], not "
-                f"{list(logits_NK.shape)} and {list(target_N.shape)}"
-            )
-        if target_N.dtype is not torch.int64:
-            raise UsageError(
-                f"targets are class indices of type int64, not {target_N.dtype}",
-                remedy="Convert whole numbers with .long(); soft labels are not supported",
-            )
-        outputs = logits_NK.shape[1]
-        if not -outputs <= self.unknown_index < outputs:
-            raise UsageError(
-                f"unknown_index {self.unknown_index} is outside the {outputs} logits",
-                remedy="Build the model with one output more than there are classes",
-            )
-        return self.unknown_index % outputs
-
     def extra_repr(self) -> str:
         return f"w={self.w:g}, unknown_index={self.unknown_index}, enabled={self.enabled}"
+
+
+def check_batch(logits_NK: Tensor, target_N: Tensor, unknown_index: int) -> int:
+    """The unknown's index from the front, for a batch of the right shapes and types.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if logits_NK.ndim != 2 or target_N.shape != logits_NK.shape[:1]:
+        raise UsageError(
+            f"the loss takes logits [N, K + 1] and targets [N], not "
+            f"{list(logits_NK.shape)} and {list(target_N.shape)}"
+        )
+    if target_N.dtype is not torch.int64:
+        raise UsageError(
+            f"targets are class indices of type int64, not {target_N.dtype}",
+            remedy="Convert whole numbers with .long(); soft labels are not supported",
+        )
+    outputs = logits_NK.shape[1]
+    if outputs < 2 or not -outputs <= unknown_index < outputs:
+        raise UsageError(
+            f"unknown_index {unknown_index} is outside the {outputs} logits"
+            if outputs > 1
+            else "one logit cannot stand for a class and the unknown",
+            remedy="Build the model with one output more than there are classes",
+        )
+    return unknown_index % outputs

@@ -203,5 +203,5 @@ def test_bad_calls() -> None:
         fixed(1.0)(values, target[1:])
     with pytest.raises(UsageError, match=r"not torch\.float32"):
         fixed(1.0)(values, target.float())
-    with pytest.raises(UsageError, match="unknown_index 6 does not fit 6 logits"):
+    with pytest.raises(UsageError, match="unknown_index 6 is outside the 6 logits"):
         fixed(1.0, unknown_index=6)(values, target)
