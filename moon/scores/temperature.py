@@ -14,11 +14,12 @@ from moon.scores.fitted import Fitted, real, whole
 from moon.scores.logits import Floats, softmax
 from moon.scores.training import Ints, Training, rows
 
-__all__ = ["Temperature", "fit_temperature"]
+__all__ = ["Temperature", "fit_temperature", "rising_root"]
 
-STEPS = 200
-TOLERANCE = 1e-12
-FARTHEST = 2.0**100
+# The bracket doubles from 1 to at most FARTHEST; then bisection alone needs 1,100 steps at most.
+STEPS = 1200
+TOLERANCE = 1e-13
+FARTHEST = 2.0**1000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,20 +100,23 @@ def fit_temperature(training: Training) -> Temperature:
         return first / len(logits), second / len(logits)
 
     return Temperature(
-        temperature=real(1 / _root(slope)),
+        temperature=real(1 / rising_root(slope)),
         known=training.known,
         outputs=whole(training.outputs),
     )
 
 
-def _root(slope: Callable[[float], tuple[float, float]]) -> float:
-    """Where the increasing first value of ``slope`` is 0; the second is its derivative."""
+def rising_root(slope: Callable[[float], tuple[float, float]]) -> float:
+    """The s > 0 where the rising first value of ``slope(s)`` is 0; the second is its derivative.
+
+    Newton steps kept within a bracket that starts at 1.
+    """
     low = high = 1.0
     while slope(high)[0] < 0 and high < FARTHEST:
         high *= 2
     while slope(low)[0] > 0 and low > 1 / FARTHEST:
         low /= 2
-    scale = math.sqrt(low * high)
+    scale = math.sqrt(low) * math.sqrt(high)
     for _ in range(STEPS):
         first, second = slope(scale)
         low, high = (scale, high) if first < 0 else (low, scale)

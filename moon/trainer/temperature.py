@@ -16,13 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from moon.errors import CalibrationError, UsageError
 from moon.evaluation.reliability import ece
+from moon.scores.temperature import rising_root
 from moon.trainer.sparsity.topology import unwrap
 
 __all__ = ["Temperature", "check_head", "fit_temperature", "fold_temperature_"]
-
-# The bracket doubles from 1 to at most 2**1000; then bisection alone needs 1,100 steps at most.
-MOST_STEPS = 1200
-TOLERANCE = 1e-13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,21 +184,7 @@ def _best_scale(logits_NK: Tensor, labels_N: Tensor) -> float:
         spread_N = (p_NK * (logits_NK - mean_N[:, None]).square()).sum(1)
         return float((mean_N - right_N).mean()), float(spread_N.mean())
 
-    low, high = 1.0, 1.0
-    while slope(high)[0] < 0:
-        high *= 2
-    while slope(low)[0] > 0:
-        low /= 2
-    scale = math.sqrt(low) * math.sqrt(high)
-    for _ in range(MOST_STEPS):
-        first, second = slope(scale)
-        low, high = (scale, high) if first < 0 else (low, scale)
-        newton = scale - first / second if second > 0 else math.inf
-        new = newton if low < newton < high else (low + high) / 2
-        if abs(new - scale) <= TOLERANCE * scale:
-            return new
-        scale = new
-    return scale
+    return rising_root(slope)
 
 
 def _quality(logits_NK: Tensor, labels_N: Tensor) -> tuple[float, float]:

@@ -117,7 +117,7 @@ def test_extreme_logits() -> None:
 def test_a_dozen_steps_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = sampled(40.0)
     exact = fit_temperature(logits, labels).temperature
-    monkeypatch.setattr("moon.trainer.temperature.MOST_STEPS", 12)
+    monkeypatch.setattr("moon.scores.temperature.STEPS", 12)
     assert fit_temperature(logits, labels).temperature == pytest.approx(exact, rel=1e-12)
 
 
