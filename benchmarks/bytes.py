@@ -45,16 +45,23 @@ class Row:
     checker: str
 
 
-def sparse_resnet18(sparsity: float, seed: int) -> ModelProto:
-    """The traced graph with its score head."""
-    net = build("resnet18", outputs=OUTPUTS, channels=3, size=SIZE, seed=seed)
+def sparse_net(
+    sparsity: float, seed: int, *, model: str = "resnet18", size: tuple[int, int] = SIZE
+) -> torch.nn.Module:
+    """The network with random weights and masks."""
+    net = build(model, outputs=OUTPUTS, channels=3, size=size, seed=seed)
     layers = find_layers(net)
     kept = counts(layers, densities(layers, 1 - sparsity, "erk"))
     with torch.no_grad():
         for layer in layers:
             draw = generator(seed, 0, layer.name)
             layer.weight.mul_(random_mask(layer.weight, kept[layer.name], draw))
-    graph = trace(net, channels=3, size=SIZE)
+    return net
+
+
+def sparse_resnet18(sparsity: float, seed: int) -> ModelProto:
+    """The traced graph with its score head."""
+    graph = trace(sparse_net(sparsity, seed), channels=3, size=SIZE)
     return add_head(graph, outputs=OUTPUTS, unknown_index=OUTPUTS - 1)
 
 

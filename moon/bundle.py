@@ -4,6 +4,7 @@
     model.onnx      the graph, its thresholds initializers and one an optional input
     gate.json       the calibrated gates; missing until calibrated
     golden.npz      a few inputs with the outputs expected of every backend
+    training.json   a sample of the training images' fingerprints; not in every bundle
     engines/        compiled engines and tuning plans, each with a sidecar
 
 Opening checks everything: a flipped byte, a file that is not listed, a path or symbolic link
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moon.data.fingerprint import TrainingSketch
 from moon.data.preprocess import Preprocess
 from moon.errors import BundleError
 from moon.fields import Fields
@@ -40,7 +42,8 @@ GATES_SCHEMA_VERSION = 1
 Golden = dict[str, NDArray[Any]]
 _REMEDY = "Take a good copy of the bundle, or export it again"
 _REQUIRED = ("golden.npz", "model.onnx")
-_OPTIONAL = ("gate.json",)
+_TRAINING = "training.json"
+_OPTIONAL = ("gate.json", _TRAINING)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Bundle:
         gates: by backend, and ``default``; empty until calibrated.
         gate_score: the score the graph gates by.
         by_class: the graph has a threshold for each class; bundles of earlier releases do not.
+        training: a sample of the training images' fingerprints, where the bundle has one.
     """
 
     path: Path
@@ -60,6 +64,7 @@ class Bundle:
     gates: Mapping[str, Gate]
     gate_score: str
     by_class: bool
+    training: TrainingSketch | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -76,7 +81,8 @@ class Bundle:
                 _check_file(root, name, entry)
         gates = _read_gates(root, manifest)
         graph = check_graph(_read(root, manifest, "model.onnx"), manifest, gates)
-        bundle = cls(root, manifest, gates, graph.score, graph.by_class)
+        training = _read_training(root, manifest)
+        bundle = cls(root, manifest, gates, graph.score, graph.by_class, training)
         _check_golden(bundle.golden(), manifest)
         return bundle
 
@@ -273,6 +279,18 @@ def _read_gates(root: Path, manifest: Manifest) -> dict[str, Gate]:
     if "default" not in gates:
         raise BundleError("gate.json has no default gate", remedy="Run moon calibrate again")
     return gates
+
+
+def _read_training(root: Path, manifest: Manifest) -> TrainingSketch | None:
+    if _TRAINING not in manifest.files:
+        return None
+    try:
+        plain = json.loads(_read(root, manifest, _TRAINING).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{_TRAINING} is not readable JSON: {error}", remedy=_REMEDY) from error
+    return TrainingSketch.from_json(
+        plain, _TRAINING, lambda cause: BundleError(cause, remedy=_REMEDY)
+    )
 
 
 def _load_golden(data: bytes) -> Golden:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moon.choice import Choice
 from moon.errors import BundleError
 from moon.fields import Fields
 from moon.per_class import PerClass
@@ -60,6 +61,7 @@ class Gate:
         ranks: rank, from 1, of each of ``scores`` among all n; rank k is never thinned away.
         per_class: thresholds by predicted class; None for one over all classes.
         reason: in-distribution quantiles of p_unknown, msp and ebo, which only explain.
+        choice: how the score was chosen among others; None when it was named.
     """
 
     score: str
@@ -78,6 +80,7 @@ class Gate:
     data_sha256: str = ""
     per_class: PerClass | None = None
     reason: Mapping[str, float] = field(default_factory=dict)
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         _check_gate(self)
@@ -139,6 +142,8 @@ class Gate:
     def to_json(self, *, stored: bool = True) -> dict[str, Any]:
         """The gate's entry in gate.json; ``stored`` False leaves the stored scores out."""
         by_class = self.per_class
+        # Absent where there is none, so that such a gate reads as it always did.
+        chosen = {} if self.choice is None else {"choice": self.choice.to_json()}
         return {
             "score": self.score,
             "method": self.method,
@@ -149,6 +154,7 @@ class Gate:
             "backend": self.backend,
             "data_sha256": self.data_sha256,
             "reason": dict(self.reason),
+            **chosen,
             **self.overall.to_json(stored=stored),
         }
 
@@ -161,6 +167,7 @@ class Gate:
         """
         fields = Fields(plain, "a gate", _bad)
         by_class = fields.take_or("per_class", None)
+        choice = fields.take_or("choice", None)
         score = fields.text("score")
         found = Threshold.take(fields, _bad)
         gate = cls(
@@ -180,6 +187,7 @@ class Gate:
             scores=found.scores,
             ranks=found.ranks,
             per_class=None if by_class is None else PerClass.from_json(by_class, _bad),
+            choice=None if choice is None else Choice.from_json(choice, _bad),
         )
         fields.done()
         return gate
@@ -265,6 +273,8 @@ def _check_gate(gate: Gate) -> None:
     promised = gate.risk if gate.method == "risk" else gate.alpha
     if promised is None or (gate.method != "conformal" and gate.delta is None):
         raise _bad(f"a gate by the method {gate.method} lacks its promised rate or delta")
+    if gate.choice is not None and gate.choice.score != gate.score:
+        raise _bad(f"the score {gate.score} is not the one chosen, {gate.choice.score}")
     if not set(gate.reason) <= set(QUANTILES):
         raise _bad(f"reason may hold only {', '.join(QUANTILES)}")
     gate.overall.check(_bad)

@@ -19,9 +19,11 @@ from moon.onnxfile import (
     find_initializer,
     has_external_data,
     has_initializer,
+    read_matrix,
     read_scalar,
     read_vector,
 )
+from moon.p_table import WIDTH, PTable
 
 __all__ = ["GatedGraph", "check_graph"]
 
@@ -64,6 +66,10 @@ def check_graph(model: bytes, manifest: Manifest, gates: Mapping[str, Gate]) -> 
     dims: dict[str, tuple[int, ...]] = {"threshold": (), "gate_score": ()}
     if by_class:
         dims["thresholds"] = (len(manifest.classes),)
+    p_values = has_initializer(model, "p_scores") or has_initializer(model, "p_levels")
+    if p_values:
+        dims["p_scores"] = (len(manifest.scores), WIDTH)
+        dims["p_levels"] = (len(manifest.scores), WIDTH + 1)
     for name, expected in dims.items():
         found = find_initializer(model, name)
         dtype = INT64 if name == "gate_score" else FLOAT32
@@ -77,6 +83,9 @@ def check_graph(model: bytes, manifest: Manifest, gates: Mapping[str, Gate]) -> 
     _check_threshold(float(read_scalar(model, "threshold")), gates)
     if by_class:
         _check_thresholds(read_vector(model, "thresholds"), manifest.classes, gates)
+    if p_values:
+        table = PTable(read_matrix(model, "p_scores"), read_matrix(model, "p_levels"))
+        _check_p_values(table, index, gates.get("default"))
     return GatedGraph(score, by_class)
 
 
@@ -133,6 +142,37 @@ def _check_thresholds(
                 f"gate.json, {float(expected)!r}",
                 remedy=_AGAIN,
             )
+
+
+def _check_p_values(table: PTable, row: int, gate: Gate | None) -> None:
+    """The gate score's p-values must be those of gate.json, as far as its thinned scores tell.
+
+    A blank table is always right: it promises nothing.
+    """
+    fault = table.fault()
+    if fault is not None:
+        raise BundleError(f"model.onnx: {fault}", remedy=_REMEDY)
+    if table.is_blank:
+        return
+    if gate is None:
+        raise BundleError("model.onnx has p-values, but there is no gate.json", remedy=_AGAIN)
+    kept = table.scores[row][np.isfinite(table.scores[row])]
+    if gate.k is not None and np.float32(gate.threshold) not in kept:
+        raise BundleError("the p-values of model.onnx leave out the threshold", remedy=_AGAIN)
+    # A level is that just below the next score that is kept; gate.json's own thinning only says
+    # between which two counts the number of calibration scores below it lies.
+    stored = np.asarray(gate.scores, np.float32)
+    reached = np.searchsorted(stored, kept, side="left")
+    ranks = np.array([gate.nonfinite, *gate.ranks, gate.n + 1])
+    lowest = (1 + ranks[reached]) / (gate.n + 1)
+    highest = ranks[reached + 1] / (gate.n + 1)
+    found = table.levels[row].astype(np.float64)
+    *below, above = found[: len(kept) + 1]
+    # Levels are rounded down to float32.
+    if (below > highest).any() or (below < lowest * (1 - 1e-6)).any() or above < 1 - 1e-6:
+        raise BundleError(
+            f"the p-values of model.onnx by {gate.score} are not those of gate.json", remedy=_AGAIN
+        )
 
 
 def _bits(value: float) -> bytes:

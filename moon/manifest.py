@@ -12,7 +12,7 @@ from moon.data.preprocess import Preprocess
 from moon.errors import BundleError, MoonError
 from moon.fields import Fields
 from moon.files import canonical_json, sha256_bytes
-from moon.scores import SCORES
+from moon.scores import SCORE_TABLE
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -325,9 +325,9 @@ def _check_manifest(manifest: Manifest) -> None:
         raise _bad(f"unknown_index {index} is outside the {len(manifest.classes) + 1} logits")
     if manifest.input.size != manifest.preprocess.crop:
         raise _bad("input.size differs from preprocess.crop")
-    strange = [name for name in manifest.scores if name not in SCORES]
+    strange = [name for name in manifest.scores if name not in SCORE_TABLE]
     if strange or not manifest.scores or len(set(manifest.scores)) != len(manifest.scores):
-        raise _bad(f"scores must be some of {', '.join(SCORES)}, each once")
+        raise _bad(f"scores must be some of {', '.join(SCORE_TABLE)}, each once")
     expected = {"label", "accept", "score", "logits", *(f"score_{s}" for s in manifest.scores)}
     missing = sorted(expected - set(manifest.outputs))
     if missing:

@@ -1,7 +1,7 @@
 """Reading and patching small initializers of an ONNX file without the onnx package.
 
 An ONNX file is a protocol buffer. This walks its wire format far enough to find the main
-graph's initializers, to overwrite a scalar or a vector in place, and to notice tensors whose
+graph's initializers, to overwrite a scalar or a small array in place, and to notice tensors whose
 data lies outside the file. It trusts nothing: damaged or deceptive bytes raise BundleError.
 
 Field numbers are those of onnx.proto; the wire format is protobuf's own
@@ -28,8 +28,10 @@ __all__ = [
     "find_initializer",
     "has_external_data",
     "has_initializer",
+    "patch_matrix",
     "patch_scalar",
     "patch_vector",
+    "read_matrix",
     "read_scalar",
     "read_vector",
 ]
@@ -144,7 +146,7 @@ def read_vector(data: bytes, name: str) -> NDArray[np.float32]:
     Raises:
         BundleError: see :func:`find_initializer`, or it is no float32 vector.
     """
-    at = _vector(data, name)
+    at = _array(data, name, 1, "vector")
     return np.frombuffer(data, "<f4", at.dims[0], at.offset).astype(np.float32)
 
 
@@ -155,11 +157,28 @@ def patch_vector(data: bytes, name: str, values: NDArray[np.float32]) -> bytes:
         BundleError: see :func:`read_vector`.
         ValueError: the initializer has another length.
     """
-    at = _vector(data, name)
-    if values.shape != at.dims:
-        raise ValueError(f"{name} has {at.dims[0]} values, not {list(values.shape)}")
-    packed = values.astype("<f4").tobytes()
-    return data[: at.offset] + packed + data[at.offset + at.length :]
+    return _patched(data, name, _array(data, name, 1, "vector"), values)
+
+
+def read_matrix(data: bytes, name: str) -> NDArray[np.float32]:
+    """The values of the float32 initializer ``name`` of two dimensions.
+
+    Raises:
+        BundleError: see :func:`find_initializer`, or it is no float32 matrix.
+    """
+    at = _array(data, name, 2, "matrix")
+    flat = np.frombuffer(data, "<f4", math.prod(at.dims), at.offset)
+    return flat.reshape(at.dims).astype(np.float32)
+
+
+def patch_matrix(data: bytes, name: str, values: NDArray[np.float32]) -> bytes:
+    """The file with other values in the float32 matrix ``name``; all else is the same.
+
+    Raises:
+        BundleError: see :func:`read_matrix`.
+        ValueError: the initializer has another shape.
+    """
+    return _patched(data, name, _array(data, name, 2, "matrix"), values)
 
 
 def has_external_data(data: bytes) -> str | None:
@@ -211,14 +230,21 @@ def _scalar(data: bytes, name: str) -> Initializer:
     return at
 
 
-def _vector(data: bytes, name: str) -> Initializer:
+def _array(data: bytes, name: str, rank: int, what: str) -> Initializer:
     at = find_initializer(data, name)
-    if at.dtype != FLOAT32 or len(at.dims) != 1:
+    if at.dtype != FLOAT32 or len(at.dims) != rank:
         raise BundleError(
-            f"the initializer {name} is not a float32 vector",
+            f"the initializer {name} is not a float32 {what}",
             remedy="Export the bundle again with moon export",
         )
     return at
+
+
+def _patched(data: bytes, name: str, at: Initializer, values: NDArray[np.float32]) -> bytes:
+    if values.shape != at.dims:
+        raise ValueError(f"{name} has {math.prod(at.dims)} values, not {list(values.shape)}")
+    packed = values.astype("<f4").tobytes()
+    return data[: at.offset] + packed + data[at.offset + at.length :]
 
 
 def _named(data: bytes, name: str) -> list[_Field]:

@@ -9,13 +9,18 @@ import numpy as np
 from moon.bundle import Bundle, Golden, gates_bytes, golden_bytes, write_bundle
 from moon.errors import BundleError
 from moon.gate import Gate
-from moon.onnxfile import patch_scalar, patch_vector
+from moon.onnxfile import has_initializer, patch_matrix, patch_scalar, patch_vector
+from moon.p_table import PTable
 
-__all__ = ["with_gate"]
+__all__ = ["carries_p_values", "gates_lost", "with_gate"]
 
 
 def with_gate(
-    bundle: Bundle, gate: Gate, backend: str = "default", golden: Golden | None = None
+    bundle: Bundle,
+    gate: Gate,
+    backend: str = "default",
+    golden: Golden | None = None,
+    p_table: PTable | None = None,
 ) -> Bundle:
     """Give ``bundle`` another gate for ``backend``, as one change of the whole folder.
 
@@ -28,6 +33,10 @@ def with_gate(
         gate: the new gate; its score must be one the graph carries.
         backend: ``default``, or a backend that needs a gate of its own.
         golden: arrays to replace the golden ones, by name (``pixels`` and graph outputs).
+        p_table: p-values of every carried score for a graph that gives them, from the same
+            calibration as the default ``gate``. Without it they are reset to not calibrated:
+            those that were there belong to another gate. A gate of another backend leaves
+            them as they are.
 
     Returns:
         The bundle, reopened.
@@ -56,17 +65,39 @@ def with_gate(
             f"a gate for {backend} alone needs a default gate by the same score, {gate.score}",
             remedy=f"Run moon calibrate --score {gate.score} without --backend first",
         )
-    kept = {name: old for name, old in bundle.gates.items() if old.score == gate.score}
+    lost = gates_lost(bundle, gate)
+    kept = {name: old for name, old in bundle.gates.items() if name not in lost}
     gates = {**kept, backend: gate}
     model = _gated(bundle, gates["default"])
     arrays = {**bundle.golden(), **(golden or {})}
     arrays["score"] = arrays[f"score_{gate.score}"]
     arrays["accept"] = gates["default"].accepts(arrays["score"], arrays["label"])
+    if backend == "default" and has_initializer(model, "p_scores"):
+        table = PTable.blank(len(scores)) if p_table is None else p_table
+        model = patch_matrix(model, "p_scores", table.scores)
+        model = patch_matrix(model, "p_levels", table.levels)
+        for row, name in enumerate(scores):
+            if f"p_{name}" in arrays:
+                arrays[f"p_{name}"] = table.p_values(row, arrays[f"score_{name}"])
     files = _engines(bundle)
+    if bundle.training is not None:
+        files["training.json"] = bundle.training.to_bytes()
     files["model.onnx"] = model
     files["gate.json"] = gates_bytes(gates)
     files["golden.npz"] = golden_bytes(arrays.pop("pixels"), arrays)
     return write_bundle(bundle.path, manifest_fields=_fields(bundle), files=files, force=True)
+
+
+def gates_lost(bundle: Bundle, gate: Gate) -> tuple[str, ...]:
+    """Backends whose own gates :func:`with_gate` takes out, as they are by another score."""
+    return tuple(
+        name for name, old in bundle.gates.items() if name != "default" and old.score != gate.score
+    )
+
+
+def carries_p_values(bundle: Bundle) -> bool:
+    """Whether the graph gives p-values of its scores."""
+    return has_initializer(bundle.model_bytes(), "p_scores")
 
 
 def require_by_class(bundle: Bundle) -> None:

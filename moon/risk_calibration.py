@@ -13,7 +13,7 @@ from moon.errors import CalibrationError, UsageError
 from moon.gate import Achieved, Gate, as_float32
 from moon.gate_calibration import Evidence, Rate, as_scores, rate, stored, too_few
 
-__all__ = ["calibrate_risk"]
+__all__ = ["calibrate_risk", "fewest_for_risk"]
 
 _PLACING_SHARE = 5  # one in five
 _STEPS = 100
@@ -71,7 +71,7 @@ def calibrate_risk(
     enough = smallest_zero_tail(exact, failing)
     if len(testing) < enough:
         promise = f"an error of at most {float(exact):g} at delta {float(failing):g}"
-        raise too_few(len(values), _smallest_n(enough), promise)
+        raise too_few(len(values), fewest_for_risk(exact, failing), promise)
     thresholds = _thresholds(values[placing], len(testing), enough)
     threshold = _walk(values[testing], correct[testing], thresholds, exact, failing)
     errors, accepted = _count(values[testing], correct[testing], threshold)
@@ -105,8 +105,9 @@ def _parts(n: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return order[:cut], order[cut:]
 
 
-def _smallest_n(tested: int) -> int:
-    n = tested
+def fewest_for_risk(risk: Fraction, delta: Fraction) -> int:
+    """The smallest n with which any threshold can keep the promise."""
+    n = tested = smallest_zero_tail(risk, delta)
     while n - n // _PLACING_SHARE < tested:
         n += 1
     return n

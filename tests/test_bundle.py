@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto
 
 from moon.bundle import Bundle, gates_bytes, golden_bytes, write_bundle
+from moon.data.fingerprint import TrainingSketch
 from moon.errors import BundleError, MoonError, UsageError
 from moon.files import sha256_bytes
 from moon.gate_calibration import calibrate_conformal
@@ -474,3 +475,53 @@ def test_a_failed_rewrite_leaves_the_bundle_as_it_was(
     monkeypatch.undo()
     assert snapshot(path) == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def with_training(path: Path, data: bytes) -> Path:
+    reseal(path, **{"training.json": data})
+    return path
+
+
+def test_a_sketch_of_the_training_images_is_read_and_part_of_the_version(path: Path) -> None:
+    before = Bundle.open(path)
+    assert before.training is None
+    sketch = TrainingSketch(images=70, fingerprints=np.array([1, 5, 2**64 - 1], np.uint64))
+    after = Bundle.open(with_training(path, sketch.to_bytes()))
+    assert after.training == sketch
+    assert after.manifest.version != before.manifest.version
+    files = {name: (path / name).read_bytes() for name in after.manifest.files}
+    again = write_bundle(
+        path.parent / "again", manifest_fields=after.manifest.to_json(), files=files
+    )
+    assert again.training == sketch
+    assert again.manifest == after.manifest
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff", "training.json is not readable JSON"),
+        (b"[" * 100_000, "training.json is not readable JSON"),
+        (b"[]", "training.json must be a JSON object"),
+        (b'{"schema": 2}', "training.json has schema 2"),
+        (
+            b'{"schema": 1, "images": 1, "sampled": 1, "fingerprints": "AAAA"}',
+            "training.json has not 1 fingerprints but 3 bytes",
+        ),
+    ],
+)
+def test_a_malformed_sketch_is_refused(path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(with_training(path, data))
+    assert message in str(caught.value)
+
+
+def test_a_damaged_or_unlisted_sketch_is_refused(path: Path) -> None:
+    data = TrainingSketch(images=9, fingerprints=np.array([1], np.uint64)).to_bytes()
+    (path / "training.json").write_bytes(data)
+    with pytest.raises(BundleError, match=r"training\.json is not listed"):
+        Bundle.open(path)
+    with_training(path, data)
+    (path / "training.json").write_bytes(data.replace(b"9", b"8"))
+    with pytest.raises(BundleError, match=r"training\.json is damaged"):
+        Bundle.open(path)

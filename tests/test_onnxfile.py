@@ -16,8 +16,10 @@ from moon.onnxfile import (
     find_initializer,
     has_external_data,
     has_initializer,
+    patch_matrix,
     patch_scalar,
     patch_vector,
+    read_matrix,
     read_scalar,
     read_vector,
 )
@@ -92,6 +94,25 @@ def test_vectors_of_another_kind_are_refused() -> None:
     for name in ("threshold", "gate_score", "conv.weight", "known"):
         with pytest.raises(BundleError, match=f"{name} is not a float32 vector"):
             read_vector(DATA, name)
+
+
+def test_patching_a_matrix_changes_it_and_nothing_else() -> None:
+    weight = read_matrix(DATA, "fc.weight")
+    assert np.array_equal(
+        weight,
+        numpy_helper.to_array(
+            next(tensor for tensor in MODEL.graph.initializer if tensor.name == "fc.weight")
+        ),
+    )
+    patched = patch_matrix(DATA, "fc.weight", weight + 1)
+    assert len(patched) == len(DATA)
+    assert np.array_equal(read_matrix(patched, "fc.weight"), weight + 1)
+    assert patch_matrix(patched, "fc.weight", weight) == DATA
+    with pytest.raises(ValueError, match=f"fc.weight has {weight.size} values"):
+        patch_matrix(DATA, "fc.weight", weight.T)
+    for name in ("thresholds", "gate_score", "conv.weight"):
+        with pytest.raises(BundleError, match=f"{name} is not a float32 matrix"):
+            read_matrix(DATA, name)
 
 
 def test_an_initializer_is_there_or_not() -> None:

@@ -90,6 +90,8 @@ def evaluate(
     """
     sets = _sets(id_source, near, far, benchmark, root)
     chosen = None if scores is None else [s.strip() for s in scores.split(",") if s.strip()]
+    if chosen == []:
+        raise UsageError("--scores names no score", remedy="Give some, as in --scores msp,ebo")
 
     from moon.evaluation.evaluate import evaluate as run
 
@@ -164,14 +166,15 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         )
         for found in one["findings"]:
             console.print(f"{MARKS[found['state']]} {escape(found['text'])}")
-        console.print(_scores_table(one))
+        if any(score["near"] or score["far"] for score in one["scores"].values()):
+            console.print(_scores_table(one))
         for warning in one["warnings"]:
             console.print(f"[yellow]warning[/] {escape(warning)}")
 
 
 def _scores_table(one: dict[str, Any]) -> Table:
     groups = [g for g in ("near", "far") if any(s[g] for s in one["scores"].values())]
-    figures = [f"{group} {what}" for group in groups for what in ("AUROC", "FPR@95")]
+    figures = [f"{group} {what}" for group in groups for what in ("AUROC (95%)", "FPR@95")]
     table = grid("score", *figures, right=figures)
     gate_score = one["gate"]["score"] if one["gate"] else None
     for name, metrics in one["scores"].items():
@@ -198,4 +201,7 @@ def _row(metrics: dict[str, Any], groups: list[str]) -> list[str]:
 def _cells(figures: dict[str, Any] | None) -> tuple[str, str]:
     if figures is None:
         return "-", "-"
-    return percent(figures["auroc"], 2), percent(figures["fpr95_id_pos"], 2)
+    area, ends = percent(figures["auroc"], 2), figures.get("auroc_ci95")
+    if ends:
+        area += f" ({100 * ends[0]:.1f}-{100 * ends[1]:.1f})"
+    return area, percent(figures["fpr95_id_pos"], 2)

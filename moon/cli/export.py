@@ -48,6 +48,34 @@ def export(
     score: Annotated[
         str, typer.Option("--score", metavar="NAME", help="The gate's score.")
     ] = "ebo",
+    carry: Annotated[
+        list[str],
+        typer.Option(
+            "--carry",
+            metavar="NAME",
+            help="A further score in the graph, or all; repeatable. msp, ebo and mls always are.",
+        ),
+    ] = [],  # noqa: B006
+    setting: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="SCORE.OPTION=VALUE", help="How a score is fitted, as knn.size=500."
+        ),
+    ] = [],  # noqa: B006
+    p_values: Annotated[
+        bool, typer.Option("--p-values", help="A p-value of every carried score in the graph too.")
+    ] = False,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            "--fit",
+            metavar="SOURCE",
+            help="Training images to fit scores to; default those the run was trained on.",
+        ),
+    ] = None,
+    fit_limit: Annotated[
+        int, typer.Option("--fit-limit", metavar="N", help="Fit to N of them, drawn at random.")
+    ] = 50_000,
     reject: Annotated[
         float,
         typer.Option("--reject", help="Share of in-distribution images that may be rejected."),
@@ -107,6 +135,11 @@ def export(
         "values": values.value,
         "precision": precision.value,
         "score": score,
+        "carry": tuple(carry),
+        "settings": _settings(setting),
+        "p_values": p_values,
+        "fit": fit,
+        "fit_limit": fit_limit,
         "reject": reject,
         "data": data,
         "force": force,
@@ -133,6 +166,29 @@ def export(
         print_json(facts)
     else:
         _show(facts, bundle.gate())
+
+
+def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
+    """``knn.size=500`` -> {"knn": {"size": 500}}; a value is a number, or else a text."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        name, dot, option = key.strip().partition(".")
+        if not (equals and dot and name and option):
+            raise UsageError(
+                f"--set {text!r} is not SCORE.OPTION=VALUE", remedy="Write --set knn.size=500"
+            )
+        found.setdefault(name, {})[option] = _value(value.strip())
+    return found
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _describe(foreign: dict[str, Any]) -> dict[str, Any]:
@@ -201,5 +257,8 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     table.add_row("Classes", classes_line(facts))
     table.add_row("Sparsity", f"{percent(facts['sparsity'])} ({facts['pattern']})")
     table.add_row("model.onnx", bytes_line(facts))
+    table.add_row("Scores", ", ".join(facts["scores"]))
+    for name, why in facts["provenance"]["export"]["left_out"].items():
+        table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
     output().print(table)

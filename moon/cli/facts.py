@@ -35,11 +35,11 @@ def bundle_facts(bundle: Any) -> dict[str, Any]:
     """A bundle's figures as a JSON document.
 
     ``dense_bytes`` is the size of the same graph with dense float32 weights, or, where the
-    export did not record it, four bytes a weight. ``flops`` counts a multiply-add as 2, for
-    one input.
+    export did not record it, four bytes a weight; ``score_bytes`` of it, and of the model, are
+    constants of scores. ``flops`` counts a multiply-add as 2, for one input.
     """
     manifest = bundle.manifest
-    recorded = manifest.provenance.get("export", {}).get("dense_fp32_bytes")
+    export = manifest.provenance.get("export", {})
     rows = layer_rows(
         (name, layer.shape, layer.nonzeros, layer.flops)
         for name, layer in manifest.sparsity.layers.items()
@@ -59,7 +59,8 @@ def bundle_facts(bundle: Any) -> dict[str, Any]:
         "pattern": manifest.sparsity.pattern,
         **sums,
         "model_bytes": files["model.onnx"],
-        "dense_bytes": recorded or _FLOAT_BYTES * sums["weights"],
+        "dense_bytes": export.get("dense_fp32_bytes") or _FLOAT_BYTES * sums["weights"],
+        "score_bytes": export.get("score_bytes", 0),
         "files": files,
         "layers": rows,
         "gate": gate_facts(bundle.gate()),
@@ -151,8 +152,10 @@ def classes_line(facts: Mapping[str, Any]) -> str:
 
 def bytes_line(facts: Mapping[str, Any]) -> str:
     """``120 KB, 6.4% of the dense fp32 graph's 1.9 MB``."""
-    small, dense = facts["model_bytes"], facts["dense_bytes"]
-    return f"{size(small)}, {share(small, dense)} of dense fp32 ({size(dense)})"
+    constants = facts["score_bytes"]
+    small, dense = facts["model_bytes"] - constants, facts["dense_bytes"] - constants
+    line = f"{size(small)}, {share(small, dense)} of dense fp32 ({size(dense)})"
+    return f"{line}, and {size(constants)} constants of scores" if constants else line
 
 
 def layer_rows(

@@ -14,9 +14,10 @@ from moon.bundle import Bundle
 from moon.data.labels import known_labels
 from moon.data.source import Source
 from moon.errors import UsageError
+from moon.evaluation.caveats import overlap_warnings, set_warnings, turned_round
 from moon.evaluation.classes import class_figures
 from moon.evaluation.examples import example_figures
-from moon.evaluation.findings import findings, overlap_warnings, set_warnings, turned_round
+from moon.evaluation.findings import findings
 from moon.evaluation.measure import (
     GROUPS,
     gate_figures,
@@ -27,11 +28,18 @@ from moon.evaluation.measure import (
 )
 from moon.evaluation.metrics import Ints
 from moon.evaluation.observe import Observed, check_scores, observe
-from moon.evaluation.overlap import overlaps, training_overlaps
+from moon.evaluation.overlap import (
+    chosen_on,
+    overlaps,
+    sampled_overlaps,
+    training_overlaps,
+    training_sample,
+)
 from moon.evaluation.report import BundleReport, Report, report_folder
 from moon.evaluation.robustness import RUNS, corruption_figures, corruption_sample
 from moon.evaluation.sets import EvalSet, described, open_sets
 from moon.evaluation.store import Store
+from moon.gate import Gate
 from moon.progress import Progress, silent
 from moon.runtime.predictor import Predictor
 
@@ -191,7 +199,7 @@ class _Run:
         plots = plot_figures(known, groups, labels, thresholds)
         if gate is not None:
             plots["examples"] = example_figures(bundle, sets, seen, labels, gate.score, self.jpeg)
-        checks = _checks(bundle, sets, seen)
+        checks = _checks(bundle, gate, sets, seen)
         return BundleReport(
             model=model_figures(bundle),
             backend={"name": self.backend, **predictor.backend.info()},
@@ -200,11 +208,11 @@ class _Run:
             gate=found,
             plots=plots,
             warnings=(
-                *set_warnings(bundle, sets, seen, found, labels is not None, self.jpeg),
+                *set_warnings(bundle, sets, seen, found, labels, self.jpeg),
                 *overlap_warnings(checks["overlaps"]),
                 *turned_round(measured, found),
             ),
-            findings=tuple(findings(found, measured, corrupted, self.jpeg)),
+            findings=tuple(findings(found, measured, corrupted, self.jpeg, checks, known)),
             corruptions=corrupted,
             classes=tuple(
                 class_figures(bundle.classes, known, groups, labels, gated=gate is not None)
@@ -249,13 +257,19 @@ class _Run:
         return tick
 
 
-def _checks(bundle: Bundle, sets: Sets, seen: Seen) -> dict[str, Any]:
-    """Images in two sets, why the training data was not looked at, scores that are not finite."""
+def _checks(bundle: Bundle, gate: Gate | None, sets: Sets, seen: Seen) -> dict[str, Any]:
+    """Images in two sets, how training data was looked at, sets that chose, scores not finite."""
     shared, unchecked = training_overlaps(bundle, sets)
     strange = {one.name: dict(seen[one.key].nonfinite) for one in sets if seen[one.key].nonfinite}
     return {
-        "overlaps": [*overlaps(sets, seen), *shared],
+        "overlaps": [
+            *overlaps(sets, seen),
+            *shared,
+            *sampled_overlaps(bundle, sets, seen, shared),
+        ],
         "training_unchecked": unchecked,
+        "training_sample": training_sample(bundle),
+        "chosen_on": [{"group": group, "set": name} for group, name in chosen_on(gate, sets)],
         "nonfinite": strange,
     }
 

@@ -1,8 +1,7 @@
-"""What the figures mean, in words: findings, each good, fair or bad, and warnings.
+"""What the figures mean, in words: findings, each good, fair or bad.
 
 A finding answers one question a reader comes with: does the promise hold on this data, how well
-are near and far inputs told apart, what do corrupted images do. A warning says why a figure may
-not mean what it seems to.
+are near and far inputs told apart, what do corrupted images do.
 """
 
 from __future__ import annotations
@@ -10,18 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from moon.bundle import Bundle
-from moon.data.source import Source
-from moon.data.spec import parse
-from moon.errors import MoonError
 from moon.evaluation.measure import GROUPS
 from moon.evaluation.observe import Observed
-from moon.evaluation.sets import EvalSet
-from moon.evaluation.words import percent
+from moon.evaluation.words import asked, percent
 
-__all__ = ["findings", "overlap_warnings", "set_warnings", "turned_round"]
+__all__ = ["findings", "rejects_more", "were"]
 
 Figures = Mapping[str, Any]
 # Lowest AUROC, its word, and how good that is.
@@ -34,25 +26,44 @@ _QUALITY = (
     (0.50, "poor", "bad"),
     (0.00, "the wrong way round", "bad"),
 )
-_SWAPPED = 0.3
 _MUCH_BETTER = 0.02
+# An interval of AUROC wider than this makes any word for it a guess.
+_VAGUE, _UNTOLD = 0.15, 0.3
+_FEW = 20
 
 
 def findings(
-    gate: Figures | None, scores: Figures, corruptions: Figures | None, jpeg: int | None = None
+    gate: Figures | None,
+    scores: Figures,
+    corruptions: Figures | None,
+    jpeg: int | None = None,
+    checks: Figures | None = None,
+    known: Observed | None = None,
 ) -> list[dict[str, str]]:
     """``about``, ``state`` (good, fair, bad, none) and ``text`` of each.
 
     Args:
         jpeg: quality that every image was re-encoded at, or None.
+        checks: what was found of overlaps; see :mod:`moon.evaluation.overlap`.
+        known: what was observed of the known images.
     """
-    found = [_promise(gate) if gate is None or jpeg is None else _unpromised(gate, jpeg)]
+    # First, since it puts all that follows in doubt.
+    found = [] if checks is None else [*_trained_on(checks["overlaps"])]
+    found += [_promise(gate) if gate is None or jpeg is None else _unpromised(gate, jpeg)]
     main = gate["score"] if gate else next(iter(scores))
+    silent = known is not None and known.nonfinite.get(main) == len(known)
+    if silent:
+        found.append(("scores", "bad", (
+            f"The score {main} of every known image is NaN or infinite: the model is broken, or "
+            "does not fit these images, and no figure here means anything."
+        )))  # fmt: skip
     for group in GROUPS:
-        if scores[main][group]:
+        if scores[main][group] and not silent:
             found.append(_told_apart(group, main, gate, scores))
     if corruptions is not None and gate is not None:
         found += _corrupted(corruptions)
+    if checks is not None:
+        found += _chosen_on(checks["chosen_on"], main)
     return [{"about": about, "state": state, "text": text} for about, state, text in found]
 
 
@@ -69,16 +80,21 @@ def _promise(gate: Figures | None) -> tuple[str, str, str]:
         measured, limit = 1 - gate["id"]["accept"], gate["alpha"]
         low = 1 - gate["id"]["accept_ci95"][1]
         what, chance = "of known images rejected", not rejects_more(gate)
-    asked = f"at most {_asked(limit)} was promised"
+    promised = f"at most {asked(limit)} was promised"
+    if gate["id"]["n"] * limit < 1 and (measured <= limit or chance):
+        return "promise", "none", (
+            f"{gate['id']['n']} known image{'s are' if gate['id']['n'] > 1 else ' is'} too few to "
+            f"check what was promised, at most {asked(limit)} {what}."
+        )  # fmt: skip
     if measured <= limit:
-        return "promise", "good", f"The promise holds here: {percent(measured)} {what}, {asked}."
+        return "promise", "good", f"The promise holds here: {percent(measured)} {what}, {promised}."
     if chance:
         return "promise", "fair", (
-            f"The promise is not contradicted: {percent(measured)} {what}; {asked}, and the "
+            f"The promise is not contradicted: {percent(measured)} {what}; {promised}, and the "
             "difference is within what chance allows."
         )  # fmt: skip
     return "promise", "bad", (
-        f"The promise does not hold on this data: {percent(measured)} {what}, {asked}."
+        f"The promise does not hold on this data: {percent(measured)} {what}, {promised}."
     )  # fmt: skip
 
 
@@ -99,9 +115,18 @@ def _told_apart(
     group: str, main: str, gate: Figures | None, scores: Figures
 ) -> tuple[str, str, str]:
     area = scores[main][group]["auroc"]
+    low, high = scores[main][group].get("auroc_ci95") or (area, area)
     word, state = next((word, state) for least, word, state in _QUALITY if area >= least)
+    if high - low > _UNTOLD:
+        word, state = "not known by so few images", "none"
+    elif low <= 0.5 <= high and low < high:
+        word, state = "no better than guessing", "bad"
+    elif high - low > _VAGUE and state == "good":
+        state = "fair"
     text = f"Telling {group} unknown images from known ones: {word} (AUROC {percent(area)}"
     text += f" by {main}"
+    if high - low > _VAGUE:
+        text += f", and anything from {percent(low)} to {percent(high)} for all that is known"
     if gate is not None:
         missed = 1 - gate[group]["reject"]
         text += f"; the gate lets {percent(missed)} of them through"
@@ -115,7 +140,7 @@ def _told_apart(
 def _corrupted(corruptions: Figures) -> Iterator[tuple[str, str, str]]:
     rows = [(kind, row) for kind, rows in corruptions["kinds"].items() for row in rows]
     judged = [(kind, row) for kind, row in rows if row["wrong_accepted"] is not None]
-    if not judged:
+    if not judged or corruptions["n"] < _FEW:
         return
     kind, worst = max(judged, key=lambda pair: pair[1]["wrong_accepted"])
     share = worst["wrong_accepted"]
@@ -127,96 +152,30 @@ def _corrupted(corruptions: Figures) -> Iterator[tuple[str, str, str]]:
     )  # fmt: skip
 
 
-def set_warnings(
-    bundle: Bundle,
-    sets: Sequence[EvalSet],
-    seen: Mapping[tuple[str, str], Observed],
-    gate: Figures | None,
-    labelled: bool,
-    jpeg: int | None = None,
-) -> Iterator[str]:
-    """Of the gate, the labels, scores that are not finite, and classes named alike."""
-    known = sets[0]
-    if gate is None:
-        yield "The bundle is not calibrated: run moon calibrate to give it a threshold."
-    elif jpeg is None and rejects_more(gate):
-        yield (
-            f"It rejects {1 - gate['id']['accept']:.1%} of these known inputs, more than its "
-            "calibration makes likely: they may not be like the images it was calibrated on."
-        )
-    if not labelled:
-        yield "The known inputs have no labels, so accuracy and ECE are not known."
-    for one in sets:
-        count = max(seen[one.key].nonfinite.values(), default=0)
-        if count:
-            names = ", ".join(seen[one.key].nonfinite)
-            yield (
-                f"{one.name}: {count} of {len(one)} images have a score that is not finite "
-                f"({names}); the gate rejects them, and they rank lowest here."
-            )
-        if one.group != "id":
-            yield from _shared_classes(one, known, bundle)
-
-
-def overlap_warnings(found: Sequence[Figures]) -> Iterator[str]:
-    for one in found:
-        names = ", ".join(one["examples"]) + (", ..." if one["n"] > len(one["examples"]) else "")
-        what = f"{one['n']:,} of {one['of']:,} images are also among {one['with']} ({names})"
-        meaning = (
-            "the figures on it are too good to believe"
-            if one["group"] == "id"
-            else "they are not unknown inputs, and no score can tell them apart"
-            if one["with"].startswith("the known")
-            else "the model has learnt from them"
-        )
-        yield f"{one['set']}: {what}; {meaning}."
-
-
-def turned_round(scores: Figures, gate: Figures | None) -> Iterator[str]:
-    """Sets that the gate's score takes for more known than the known images themselves."""
-    main = gate["score"] if gate else next(iter(scores))
-    role = "the gate's score" if gate else "the first score"
-    for group in GROUPS:
-        for name, figures in (scores[main][group] or {"sets": {}})["sets"].items():
-            if figures["auroc"] >= 0.5:
-                continue
-            said = (
-                f"{name}: {role}, {main}, ranks it above the known images "
-                f"(AUROC {figures['auroc']:.1%}), so no threshold on it can help there."
-            )
-            if figures["auroc"] < _SWAPPED:
-                said += " That far below 50%, look whether the known and unknown sets are swapped."
-            yield said
-
-
-def _shared_classes(one: EvalSet, known: EvalSet, bundle: Bundle) -> Iterator[str]:
-    source = one.source
-    if source.labels is None or source.class_names is None:
+def _trained_on(overlaps: Sequence[Figures]) -> Iterator[tuple[str, str, str]]:
+    known = [one for one in overlaps if one["group"] == "id" and "training" in one["with"]]
+    if not known:
         return
-    # Classes called 0, 1, 2 say nothing: digits in one set, anything at all in another.
-    tell = _base(source) == _base(known.source)
-    shared = [
-        i
-        for i, name in enumerate(source.class_names)
-        if name in bundle.classes and (tell or any(c.isalpha() for c in name))
-    ]
-    hits = np.isin(source.labels[one.indices], shared)
-    if hits.any():
-        present = np.unique(source.labels[one.indices][hits]).tolist()
-        names = [source.class_names[i] for i in present]
-        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        yield (
-            f"{one.name}: {int(hits.sum())} of {len(one)} images are of classes named as known "
-            f"ones are ({listed}); if they show the same, they are not unknown inputs."
-        )
+    # The sample, where it is told of, has found more than the images as they are stored.
+    most = max(known, key=lambda one: one["n"])
+    guessed = most["estimated"] is not None
+    text = f"{'At least ' if guessed else ''}{most['n']:,} of the {most['of']:,} known images"
+    text += f" {were(most['n'])} in training"
+    text += f" (estimated {most['estimated']:,})" if guessed else ""
+    yield "training", "bad", f"{text}, so what is measured on them is too good to believe."
 
 
-def _base(source: Source) -> str:
-    try:
-        return parse(source.spec).base
-    except MoonError:
-        return source.spec
+def _chosen_on(sets: Sequence[Figures], main: str) -> Iterator[tuple[str, str, str]]:
+    if not sets:
+        return
+    names = ["the known images" if one["group"] == "id" else one["set"] for one in sets]
+    one = len(names) == 1
+    yield "choice", "fair", (
+        f"{len(names)} of these sets {were(len(names))} used to choose the score {main} "
+        f"({', '.join(names)}), so figures on {'it' if one else 'them'} flatter the score: judge "
+        "it by sets that had no part in that."
+    )  # fmt: skip
 
 
-def _asked(rate: float) -> str:
-    return f"{100 * rate:.6g}%"
+def were(count: int) -> str:
+    return "was" if count == 1 else "were"

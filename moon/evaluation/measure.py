@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from moon.bundle import Bundle
-from moon.evaluation.intervals import auroc_ci, fpr95_ci
+from moon.evaluation.intervals import (
+    auroc_ci,
+    fpr95_ci,
+    mean_auroc_ci,
+    mean_fpr95_ci,
+    mean_rate_ci,
+)
 from moon.evaluation.metrics import OOD_METRICS, Floats, Ints, RocCurve, rate_ci
 from moon.evaluation.observe import Observed
 from moon.evaluation.reliability import accuracy, aurc, reliability, risk_coverage
@@ -22,6 +28,7 @@ from moon.gate import Gate
 __all__ = ["GROUPS", "Groups", "gate_figures", "id_figures", "model_figures", "score_figures"]
 
 GROUPS = ("near", "far")
+_INTERVALS = ("auroc_ci95", "fpr95_id_pos_ci95", "fpr95_ood_pos_ci95")
 Groups = Mapping[str, Mapping[str, Observed]]
 
 
@@ -51,7 +58,8 @@ def score_figures(
             set_name: _set_figures(known.scores[name], seen.scores[name], resamples)
             for set_name, seen in groups[group].items()
         }
-        figures[group] = {**_means(sets, OOD_METRICS), "sets": sets} if sets else None
+        means = _mean_figures(sets, known.scores[name], groups[group], name, resamples)
+        figures[group] = {**means, "sets": sets} if sets else None
     figures["aurc"] = None
     if labels is not None:
         has = labels >= 0
@@ -75,7 +83,7 @@ def gate_figures(
                 "reject": caught / len(seen),
                 "reject_ci95": list(rate_ci(caught, len(seen))),
             }
-        figures[group] = {**_means(sets, ("reject",)), "sets": sets} if sets else None
+        figures[group] = {**_mean_reject(sets), "sets": sets} if sets else None
     return figures
 
 
@@ -145,11 +153,39 @@ def plot_figures(
 def _set_figures(id_scores: Floats, ood_scores: Floats, resamples: int) -> dict[str, Any]:
     curve = RocCurve.of(id_scores, ood_scores)
     figures: dict[str, Any] = {"n": len(ood_scores), **curve.metrics()}
-    intervals = ("auroc_ci95", "fpr95_id_pos_ci95", "fpr95_ood_pos_ci95")
     if not resamples:
-        return {**figures, **dict.fromkeys(intervals)}
+        return {**figures, **dict.fromkeys(_INTERVALS)}
     found = (auroc_ci(curve), *fpr95_ci(id_scores, ood_scores, resamples=resamples))
-    return {**figures, **{name: list(ci) for name, ci in zip(intervals, found, strict=True)}}
+    return {**figures, **{name: list(ci) for name, ci in zip(_INTERVALS, found, strict=True)}}
+
+
+def _mean_figures(
+    sets: Mapping[str, Mapping[str, Any]],
+    id_scores: Floats,
+    members: Mapping[str, Observed],
+    score: str,
+    resamples: int,
+) -> dict[str, Any]:
+    """The means of a group of sets, with intervals that know of the ID images they share."""
+    if not sets:
+        return {}
+    means: dict[str, Any] = _means(sets, OOD_METRICS)
+    if not resamples:
+        return {**means, **dict.fromkeys(_INTERVALS)}
+    if len(sets) == 1:
+        (only,) = sets.values()
+        return {**means, **{name: only[name] for name in _INTERVALS}}
+    ood = [seen.scores[score] for seen in members.values()]
+    found = (mean_auroc_ci(id_scores, ood), *mean_fpr95_ci(id_scores, ood, resamples=resamples))
+    return {**means, **{name: list(ci) for name, ci in zip(_INTERVALS, found, strict=True)}}
+
+
+def _mean_reject(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    if not sets:
+        return {}
+    rates = [figures["reject"] for figures in sets.values()]
+    low, high = mean_rate_ci(rates, [figures["reject_ci95"] for figures in sets.values()])
+    return {"reject": float(np.mean(rates)), "reject_ci95": [low, high]}
 
 
 def _accepted_figures(known: Observed, labels: Ints | None) -> dict[str, Any]:

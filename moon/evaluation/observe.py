@@ -7,7 +7,6 @@ tens of bytes are kept. Shape suffixes: N images, B images of one batch, L logit
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.bundle import Bundle
+from moon.data.fingerprint import pixel_fingerprint
 from moon.data.load import stream
 from moon.data.source import Source
 from moon.errors import UsageError
 from moon.evaluation.corruptions import reencoded
 from moon.evaluation.metrics import Floats, Ints
 from moon.runtime.predictor import Predictor
-from moon.scores import ebo, gen, mls, msp, unknown
+from moon.scores import SCORE_TABLE, ebo, gen, mls, msp, unknown
 
 __all__ = ["FROM_LOGITS", "Observed", "check_scores", "observe", "sample"]
 
@@ -49,7 +49,10 @@ class Observed:
         accepted: the gate's own decisions bool [N].
         predicted: most likely known class [N].
         confidence: its probability among all logits, in [0, 1], 0 where it was NaN, [N].
-        pixels: 64 bits of BLAKE2b of each image as the model saw it, [N]; empty if not kept.
+        pixels: 64 bits of BLAKE2b of each image's pixels, before any re-encoding, [N]; empty
+            if not kept.
+        grey: whether an image in colour has the same value in all channels, [N]; empty if not
+            kept.
     """
 
     scores: dict[str, Floats]
@@ -58,6 +61,7 @@ class Observed:
     predicted: Ints
     confidence: Floats
     pixels: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.empty(0, np.uint64))
+    grey: NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.empty(0, bool))
 
     def __len__(self) -> int:
         return len(self.predicted)
@@ -75,6 +79,7 @@ class Observed:
             np.concatenate([part.predicted for part in parts]),
             np.concatenate([part.confidence for part in parts]),
             np.concatenate([part.pixels for part in parts]),
+            np.concatenate([part.grey for part in parts]),
         )
 
 
@@ -105,9 +110,10 @@ def observe(
     for batch, pixels_BHWC in stream(
         source, predictor.bundle.preprocess, batch_size, indices=indices
     ):
+        hashes = [pixel_fingerprint(pixels) for pixels in pixels_BHWC]
         if jpeg is not None:
             pixels_BHWC = np.stack([reencoded(pixels, jpeg) for pixels in pixels_BHWC])
-        seen.add(pixels_BHWC)
+        seen.add(pixels_BHWC, hashes)
         tick(len(batch))
     return seen.observed()
 
@@ -120,9 +126,10 @@ class _Seen:
         self._values = {name: np.empty(n) for name in scores}
         self._accepted, self._predicted = np.empty(n, bool), np.empty(n, np.int64)
         self._confidence, self._pixels = np.empty(n), np.empty(n, np.uint64)
+        self._grey = np.zeros(n, bool)
         self._done = 0
 
-    def add(self, pixels_BHWC: Pixels) -> None:
+    def add(self, pixels_BHWC: Pixels, hashes_B: Sequence[int]) -> None:
         outputs = self._predictor.raw(pixels_BHWC)
         here = slice(self._done, self._done + len(pixels_BHWC))
         unknown_index = self._predictor.bundle.manifest.unknown_index
@@ -137,7 +144,10 @@ class _Seen:
         self._accepted[here] = outputs["accept"]
         self._predicted[here] = outputs["label"]
         self._confidence[here] = np.clip(np.nan_to_num(top, nan=0.0), 0.0, 1.0)
-        self._pixels[here] = [_hash(pixels) for pixels in pixels_BHWC]
+        self._pixels[here] = hashes_B
+        if pixels_BHWC.shape[-1] > 1:
+            same = pixels_BHWC[..., 1:] == pixels_BHWC[..., :1]
+            self._grey[here] = same.all(axis=(1, 2, 3))
         self._done += len(pixels_BHWC)
 
     def observed(self) -> Observed:
@@ -149,11 +159,8 @@ class _Seen:
             self._predicted,
             self._confidence,
             self._pixels,
+            self._grey,
         )
-
-
-def _hash(pixels: Pixels) -> int:
-    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
 
 
 def sample(source: Source, limit: int | None) -> Ints:
@@ -190,8 +197,33 @@ def check_scores(scores: Sequence[str], bundle: Bundle) -> tuple[str, ...]:
         )
     strange = [name for name in names if name not in carried and name not in FROM_LOGITS]
     if strange:
-        raise UsageError(
-            f"{bundle.path} does not carry the score {strange[0]}; it carries {', '.join(carried)}",
-            remedy="Choose from those, or export the model again with that score",
-        )
+        raise _not_carried(strange[0], bundle)
     return names
+
+
+def _not_carried(name: str, bundle: Bundle) -> UsageError:
+    """Why a score cannot be had of a bundle, and what can."""
+    carried = bundle.manifest.scores
+    cause = f"{bundle.path} does not carry the score {name}; it carries {', '.join(carried)}"
+    if name == "odin":
+        return UsageError(
+            "the score odin needs the gradient of the model by its input, which no bundle has",
+            remedy="Take moon.evaluation.odin on the PyTorch model, or choose another score",
+        )
+    if name not in SCORE_TABLE:
+        known = [score for score in SCORE_TABLE if score == name.lower()]
+        every = ", ".join(dict.fromkeys([*carried, *SCORE_TABLE]))
+        said = f"Perhaps {known[0]} is meant" if known else f"There are {every}"
+        return UsageError(
+            f"{bundle.path} does not carry the score {name}: none is called so", remedy=said
+        )
+    spec = SCORE_TABLE[name]
+    needs = " and ".join(
+        [
+            *(["the model's features"] if "features" in spec.reads else []),
+            *(["constants of its training images"] if spec.fits else []),
+        ]
+    )
+    return UsageError(
+        cause, remedy=f"It needs {needs}: export the model with it, or choose one carried"
+    )

@@ -1,8 +1,9 @@
 """Images that are in two sets at once, which makes the figures of both mean less.
 
-Two checks: of the evaluated sets among each other by the pixels the model sees, whatever the
-files; and of each against the images the bundle was trained and validated on, where the bundle
-records a SOURCE that can be opened here, by the bytes as stored.
+Three checks: of the evaluated sets among each other by the pixels the model sees, whatever the
+files; of each against the images the bundle was trained and validated on, where the bundle
+records a SOURCE that can be opened here, by the bytes as stored; and, anywhere, against the
+sample of training images whose fingerprints the bundle carries, by pixels again.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.bundle import Bundle
+from moon.data.fingerprint import fingerprints, overlap_with
 from moon.data.load import data_sha256
 from moon.data.source import Source, open_source
 from moon.errors import MoonError
 from moon.evaluation.observe import Observed
-from moon.evaluation.sets import EvalSet, fingerprints
+from moon.evaluation.sets import EvalSet
+from moon.gate import Gate
 
-__all__ = ["overlaps", "training_overlaps"]
+__all__ = ["chosen_on", "overlaps", "sampled_overlaps", "training_overlaps", "training_sample"]
 
 LARGEST_TRAINING = 200_000
 _NAMED = 3
+_TRAINING = "the training data"
 
 
 def overlaps(
@@ -67,8 +71,54 @@ def training_overlaps(
         for one in sets:
             shared = np.isin(one.fingerprints, given)
             if shared.any():
-                found.append(_overlap(one, shared, f"the training data {source.spec}"))
+                found.append(_overlap(one, shared, f"{_TRAINING} {source.spec}"))
     return found, why
+
+
+def sampled_overlaps(
+    bundle: Bundle,
+    sets: Sequence[EvalSet],
+    seen: Mapping[tuple[str, str], Observed],
+    exact: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Sets that hold images of the training sample that the bundle carries, if it does.
+
+    Args:
+        exact: what ``training_overlaps`` found; a set of which it found as many is left out.
+    """
+    if bundle.training is None:
+        return []
+    found = []
+    for one in sets:
+        shared = overlap_with(bundle.training, seen[one.key].pixels)
+        told = [e["n"] for e in exact if e["set"] == one.name and e["with"].startswith(_TRAINING)]
+        if shared.matches > sum(told):
+            rows = np.isin(np.arange(len(one)), shared.rows)
+            found.append(_overlap(one, rows, "the training images", shared.estimated))
+    return found
+
+
+def chosen_on(gate: Gate | None, sets: Sequence[EvalSet]) -> list[tuple[str, str]]:
+    """Group and name of each set that had a part in choosing the gate's score, if one was chosen.
+
+    Known by the hash of the whole source, and of the part of it that is used here.
+    """
+    if gate is None or gate.choice is None:
+        return []
+    used = set(gate.choice.used_sha256)
+    return [
+        one.key
+        for one in sets
+        if data_sha256(one.source) in used or data_sha256(one.source, one.indices) in used
+    ]
+
+
+def training_sample(bundle: Bundle) -> dict[str, int] | None:
+    """What the sample the bundle carries can tell: images, sampled, and how many it notices."""
+    known = bundle.training
+    if known is None:
+        return None
+    return {"images": known.images, "sampled": known.sampled, "finds": known.finds}
 
 
 def _recorded(bundle: Bundle) -> tuple[list[Source], str | None]:
@@ -91,7 +141,9 @@ def _recorded(bundle: Bundle) -> tuple[list[Source], str | None]:
     return sources, None
 
 
-def _overlap(one: EvalSet, shared: NDArray[np.bool_], where: str) -> dict[str, Any]:
+def _overlap(
+    one: EvalSet, shared: NDArray[np.bool_], where: str, estimated: int | None = None
+) -> dict[str, Any]:
     rows = np.flatnonzero(shared)
     names = [os.fspath(one.source.name(int(one.indices[row]))) for row in rows[:_NAMED]]
     return {
@@ -100,5 +152,6 @@ def _overlap(one: EvalSet, shared: NDArray[np.bool_], where: str) -> dict[str, A
         "with": where,
         "n": len(rows),
         "of": len(one),
+        "estimated": estimated,
         "examples": names,
     }

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moon.evaluation import plots
+from moon.evaluation.caveats import training_checked
 from moon.evaluation.corruption_plot import LINES, corruption_plot
 from moon.evaluation.metrics import OOD_METRICS
-from moon.evaluation.words import percent
+from moon.evaluation.words import asked, count, percent, points, precise, size, tail
 
 __all__ = ["render"]
 
@@ -72,7 +73,7 @@ def view(bundle: Figures, name: str) -> dict[str, Any]:
 
     gate, drawn = bundle["gate"], bundle["plots"]
     gate_score = gate["score"] if gate else None
-    order = sorted(bundle["scores"], key=lambda score: score != gate_score)
+    order = in_order(bundle["scores"], gate_score)
     details = []
     for score in order:
         figures, own = bundle["scores"][score], gate if score == gate_score else None
@@ -97,12 +98,24 @@ def view(bundle: Figures, name: str) -> dict[str, Any]:
         "groups": [group for group in ("near", "far") if bundle["scores"][order[0]][group]],
         "worst_classes": worst_classes(bundle["classes"]),
         "examples": drawn.get("examples"),
+        "training": training_checked(bundle["checks"]),
         "corruption_lines": LINES,
         "corruption_plot": Markup(corruption_plot(bundle["corruptions"]))
         if bundle["corruptions"]
         else None,
         **_known_plots(bundle),
     }
+
+
+def in_order(scores: Figures, gate_score: str | None) -> list[str]:
+    """The gate's score, or without a gate the first one; then the others, the best first."""
+    first = next(iter(scores)) if gate_score is None else gate_score
+
+    def area(name: str) -> float:
+        groups = (scores[name][group] for group in ("near", "far"))
+        return float(sum(group["auroc"] for group in groups if group))
+
+    return sorted(scores, key=lambda name: (name != first, -area(name)))
 
 
 def set_figures(part: Figures) -> Iterator[tuple[str, str, Figures]]:
@@ -203,43 +216,6 @@ def labels(models: Sequence[Figures]) -> list[str]:
     return [f"{name} ({i})" for i, name in enumerate(longer, 1)]
 
 
-def points(value: float | None, digits: int = 2) -> str:
-    """A rate in [0, 1] in percent without the sign, as tables of the field print it."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
-
-
-def asked(rate: float) -> str:
-    """A rate somebody chose, without digits they did not: 0.05 -> 5%."""
-    return f"{100 * rate:.6g}%"
-
-
-def precise(value: float) -> str:
-    """A threshold to six significant digits."""
-    return f"{value:.6g}".replace("-", "−")
-
-
-def count(value: float | None) -> str:
-    """5,480,123 -> 5.48 M."""
-    if value is None:
-        return "–"
-    if value < 1000:
-        return f"{value:g}"
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{_significant(value / limit)} {unit}"
-    raise AssertionError("unreachable")
-
-
-def size(value: int) -> str:
-    """A number of bytes; 1 kB is 1,000 bytes."""
-    return f"{count(value)}B" if value >= 1000 else f"{value} B"
-
-
-def tail(source: str) -> str:
-    """The end of an image's name, which tells it from its neighbours."""
-    return source if len(source) <= 13 else "…" + source[-12:]
-
-
 def worst_classes(classes: Sequence[Figures]) -> list[Figures]:
     """The classes most abstained from, the first of them; those never predicted last."""
     order = sorted(classes, key=lambda one: -1 if one["abstain"] is None else -one["abstain"])
@@ -260,7 +236,8 @@ def marked(sentence: str) -> Any:
 
 
 def _intervals(figures: Figures) -> Iterator[str]:
-    for _, name, one in set_figures(figures):
+    means = [(g, f"mean of {g}", figures[g]) for g in ("near", "far") if figures[g]]
+    for _, name, one in [*set_figures(figures), *means]:
         if one.get("fpr95_id_pos_ci95"):
             low, high = one["fpr95_id_pos_ci95"]
             yield f"{name} {points(low, 1)}–{points(high, 1)}"
@@ -288,7 +265,3 @@ def _winners(column: Mapping[Any, float], metric: str) -> list[Any]:
     top = (min if metric in LOWER_IS_BETTER else max)(column.values())
     shown = {name for name, value in column.items() if math.isclose(value, top, abs_tol=5e-5)}
     return [] if len(shown) == len(column) else sorted(shown)
-
-
-def _significant(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

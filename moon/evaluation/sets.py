@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from moon.data.load import stored_bytes
+from moon.data.fingerprint import Fingerprints, fingerprints
 from moon.data.source import Source, open_source
 from moon.errors import DataError, UsageError
 from moon.evaluation.metrics import Ints
 from moon.evaluation.observe import sample
 
-__all__ = ["EvalSet", "described", "fingerprints", "open_sets"]
+__all__ = ["EvalSet", "described", "open_sets"]
 
-Fingerprints = NDArray[np.uint64]
+KNOWN = "ID"
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,12 @@ def open_sets(
         raise UsageError(
             f"{both[0]} is both a near and a far set", remedy="Give each set its own name"
         )
+    if KNOWN in near or KNOWN in far:
+        raise UsageError(
+            f"{KNOWN} stands for the known images", remedy="Give the unknown set another name"
+        )
     groups: Iterable[tuple[str, Mapping[str, Any]]]
-    groups = (("id", {"ID": known}), ("near", near), ("far", far))
+    groups = (("id", {KNOWN: known}), ("near", near), ("far", far))
     return tuple(
         _opened(group, name, given, limit)
         for group, members in groups
@@ -90,19 +91,6 @@ def described(sets: Iterable[EvalSet]) -> dict[str, Any]:
         facts = {"source": one.source.spec, "n": len(one), "of": len(one.source)}
         plain[one.group][one.name] = facts
     return plain
-
-
-def fingerprints(source: Source, indices: Ints) -> Fingerprints:
-    """64 bits of BLAKE2b of each item's stored bytes, or of its pixels where it has no bytes.
-
-    Raises:
-        ImageError: an item cannot be read.
-    """
-    found = np.empty(len(indices), np.uint64)
-    for row, i in enumerate(indices.tolist()):
-        digest = hashlib.blake2b(stored_bytes(source.item(i)), digest_size=8).digest()
-        found[row] = int.from_bytes(digest, "little")
-    return found
 
 
 def _opened(group: str, name: str, given: Any, limit: int | None) -> EvalSet:

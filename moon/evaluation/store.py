@@ -23,8 +23,8 @@ from moon.files import canonical_json, sha256_bytes, write_bytes
 
 __all__ = ["Store"]
 
-_SCHEMA = 1
-_ARRAYS = ("accepted", "predicted", "confidence", "pixels")
+_SCHEMA = 2
+_ARRAYS = ("accepted", "predicted", "confidence", "pixels", "grey")
 
 
 class Store:

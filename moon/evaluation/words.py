@@ -1,8 +1,8 @@
-"""How rates are written in a report's sentences."""
+"""How figures are written in a report's sentences and tables."""
 
 from __future__ import annotations
 
-__all__ = ["percent"]
+__all__ = ["asked", "count", "percent", "points", "precise", "size", "tail"]
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -15,3 +15,44 @@ def percent(value: float, digits: int = 1) -> str:
     if shown == none:
         return "0%" if value == 0 else f"under {step:.{digits}f}%"
     return f"{shown}%"
+
+
+def points(value: float | None, digits: int = 2) -> str:
+    """A rate in [0, 1] in percent without the sign, as tables of the field print it."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def asked(rate: float) -> str:
+    """A rate somebody chose, without digits they did not: 0.05 -> 5%."""
+    return f"{100 * rate:.6g}%"
+
+
+def precise(value: float) -> str:
+    """A threshold to six significant digits."""
+    return f"{value:.6g}".replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """5,480,123 -> 5.48 M."""
+    if value is None:
+        return "–"
+    if value < 1000:
+        return f"{value:g}"
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{_significant(value / limit)} {unit}"
+    raise AssertionError("unreachable")
+
+
+def size(value: int) -> str:
+    """A number of bytes; 1 kB is 1,000 bytes."""
+    return f"{count(value)}B" if value >= 1000 else f"{value} B"
+
+
+def tail(source: str) -> str:
+    """The end of an image's name, which tells it from its neighbours."""
+    return source if len(source) <= 13 else "…" + source[-12:]
+
+
+def _significant(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 import moon
 from moon.bundle import Bundle, golden_bytes, write_bundle
+from moon.data.fingerprint import TrainingSketch, sketch
 from moon.data.items import Source
 from moon.data.load import load_pixels
 from moon.data.preprocess import Preprocess
 from moon.errors import ExportError, MoonError, UsageError
 from moon.export.build import Built, Classifier, Options, build
 from moon.export.checks import check_agreement
-from moon.export.head import carried_scores
+from moon.export.fitting import FIT_LIMIT, FitImages, Fitting, fit_scores
+from moon.export.pack import round_values
 from moon.export.session import Session
 from moon.progress import Progress, silent
 from moon.runtime.calibrate import calibrate
@@ -68,6 +70,9 @@ def assemble(
     out: str | os.PathLike[str],
     *,
     source: Source | None,
+    training: Source | None = None,
+    fit_limit: int | None = FIT_LIMIT,
+    trained_on: TrainingSketch | None = None,
     reject: float = 0.05,
     force: bool = False,
     progress: Progress = silent,
@@ -77,6 +82,9 @@ def assemble(
     Args:
         source: held-out in-distribution images for golden inputs, the fp16 check and the gate;
             None leaves the bundle uncalibrated, its golden inputs random.
+        training: the images the model was trained on, to fit scores to; None if not known.
+        fit_limit: fit to a random choice of so many of them.
+        trained_on: fingerprints of the training images; default those of ``training``, if given.
         reject: share of in-distribution images that may be rejected.
 
     Raises:
@@ -88,19 +96,20 @@ def assemble(
     if source is not None and not len(source):
         raise UsageError(f"{source.spec} holds no images")
     progress(0, 2, "exporting")
+    fitting = _fit(
+        classifier, description, options, FitImages(training, source, fit_limit), progress
+    )
+    source = fitting.held_out
     golden = _golden(source, classifier.preprocess)
-    built = build(classifier, options, golden)
+    built = build(classifier, options, golden, fitting.scores)
     half = _Half.of(built, options, source, classifier) if options.precision == "fp16" else None
     report = dict(built.report)
     if half is not None:
         report["fp16"] = half.check(options.score, None)
-    fields = _fields(classifier, description, options, built, report)
-    files = {
-        "model.onnx": built.model.SerializeToString(),
-        "golden.npz": golden_bytes(
-            golden, _outputs(built.model, options, classifier.preprocess, golden)
-        ),
-    }
+    fields = _fields(classifier, description, options, built, report, fitting)
+    if trained_on is None and training is not None:
+        trained_on = sketch(training, classifier.preprocess)
+    files = _files(built, options, classifier.preprocess, golden, trained_on)
     progress(1, 2, "calibrating")
     with _aside(out) as folder:
         bundle = write_bundle(folder / "bundle", manifest_fields=fields, files=files)
@@ -111,10 +120,49 @@ def assemble(
         gate = bundle.gate()
         if half is not None and gate is not None:
             report["fp16"] = half.check(options.score, gate.threshold)
-            fields = _fields(classifier, description, options, built, report)
+            fields = _fields(classifier, description, options, built, report, fitting)
         bundle = _move(bundle, fields, out, force)
     progress(2, 2, "exporting")
     return bundle
+
+
+def _files(
+    built: Built,
+    options: Options,
+    preprocess: Preprocess,
+    golden: NDArray[np.uint8],
+    trained_on: TrainingSketch | None,
+) -> dict[str, bytes]:
+    """The bundle's files by name, but for the manifest and the gate."""
+    outputs = _outputs(built.model, options, preprocess, golden)
+    files = {
+        "model.onnx": built.model.SerializeToString(),
+        "golden.npz": golden_bytes(golden, outputs),
+    }
+    if trained_on is not None:
+        files["training.json"] = trained_on.to_bytes()
+    return files
+
+
+def _fit(
+    classifier: Classifier,
+    description: Description,
+    options: Options,
+    images: FitImages,
+    progress: Progress,
+) -> Fitting:
+    """The scores asked for, fitted to what the weights answer as they will be stored."""
+    return fit_scores(
+        round_values(classifier.body, options.stored),
+        images,
+        score=options.score,
+        carry=options.carry,
+        settings=options.settings,
+        classes=description.classes,
+        preprocess=classifier.preprocess,
+        unknown_index=classifier.unknown_index,
+        progress=progress,
+    )
 
 
 @contextmanager
@@ -227,6 +275,7 @@ def _fields(
     options: Options,
     built: Built,
     report: Mapping[str, Any],
+    fitting: Fitting,
 ) -> dict[str, Any]:
     preprocess = classifier.preprocess
     return {
@@ -241,7 +290,7 @@ def _fields(
         },
         "preprocess": preprocess.to_json(),
         "outputs": [value.name for value in built.model.graph.output],
-        "scores": list(carried_scores(classifier.unknown_index)),
+        "scores": list(built.scores),
         "sparsity": _sparsity(built, description),
         "provenance": {
             **description.provenance,
@@ -251,7 +300,10 @@ def _fields(
                 "precision": options.precision,
                 "bytes": built.model.ByteSize(),
                 "dense_fp32_bytes": built.dense_bytes,
+                "score_bytes": built.score_bytes,
                 "parity": dict(report),
+                "fitted": dict(fitting.record),
+                "left_out": dict(fitting.left_out),
                 "tools": {"moon": moon.__version__, "onnx": onnx.__version__},
             },
         },

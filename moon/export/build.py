@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -16,15 +16,18 @@ from moon.export.checks import (
     check_batches,
     check_onnx,
     check_packed,
+    check_scores,
     check_zeros,
     compare,
     require,
 )
-from moon.export.graph import array, initializers, weight_names
+from moon.export.fitting import asked_scores
+from moon.export.graph import HEAD, array, initializers, weight_names
 from moon.export.half import to_half
 from moon.export.head import add_head, add_normalisation
 from moon.export.pack import VALUES, WEIGHTS, Values, Weights, pack, round_values
 from moon.export.session import Session, check_survives
+from moon.scores import FittedScore
 
 __all__ = ["Built", "Classifier", "InputType", "Options", "build"]
 
@@ -42,6 +45,9 @@ class Options:
         values: "fp32", or "fp16" to store weights at half the size; arithmetic is not affected.
         precision: "fp32", or "fp16" for a graph that computes in fp16; the score head stays fp32.
         score: the gate's score.
+        carry: further scores in the graph, by name; "all" for every one that can be had.
+        settings: by score, keywords of its fit, such as {"knn": {"size": 500}}.
+        p_values: also give a p-value of every carried score.
         input_dtype: "float32" for normalised images [N, C, H, W], "uint8" for pixels [N, H, W, C].
         features: also give the features before the last layer.
 
@@ -53,10 +59,15 @@ class Options:
     values: Values = "fp32"
     precision: Values = "fp32"
     score: str = "ebo"
+    carry: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    p_values: bool = False
     input_dtype: InputType = "float32"
     features: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "carry", tuple(self.carry))
+        asked_scores(self.score, self.carry)
         for name, known in (
             ("weights", WEIGHTS),
             ("values", VALUES),
@@ -102,6 +113,8 @@ class Built:
         model: the packed graph, uncalibrated.
         wide: the same graph in fp32 precision with the same stored values, for fp16 checks.
         dense_bytes: size of the graph with dense fp32 weights.
+        score_bytes: of it, constants of fitted scores and p-values; they are not packed.
+        scores: names of the scores the graph carries, in order.
         layers: weight by name: shape, nonzeros and density, as stored.
         report: figures of the checks, for the record.
     """
@@ -109,15 +122,20 @@ class Built:
     model: ModelProto
     wide: ModelProto
     dense_bytes: int
+    score_bytes: int
+    scores: tuple[str, ...]
     layers: dict[str, dict[str, Any]]
     report: dict[str, Any]
 
 
-def build(classifier: Classifier, options: Options, golden: Pixels) -> Built:
+def build(
+    classifier: Classifier, options: Options, golden: Pixels, fitted: Sequence[FittedScore] = ()
+) -> Built:
     """Write ``classifier`` as ``options`` say, checking after every step.
 
     Args:
         golden: uint8 [n, H, W, C], images the steps are compared on.
+        fitted: scores with constants, that the graph is to carry.
 
     Raises:
         UsageError: the score cannot be had from this model.
@@ -136,13 +154,13 @@ def build(classifier: Classifier, options: Options, golden: Pixels) -> Built:
     logits = plain.run_batches("input", images)["logits"]
     report = {"traced": require(wanted, logits, "fp32", "the traced graph").to_json()}
 
-    dense = _with_head(classifier.body, classifier, options)
+    dense = _with_head(classifier.body, classifier, options, fitted)
     check_onnx(dense)
     wide = round_values(dense, options.stored)
     chosen = wide
     if options.precision == "fp16":
         half = to_half(round_values(classifier.body, "fp16"))
-        chosen = _with_head(half, classifier, options)
+        chosen = _with_head(half, classifier, options, fitted)
         check_onnx(chosen)
     packed = pack(chosen, weights=options.weights, values=options.stored)
     # The checker's shape inference knows no sparse initializers.
@@ -151,23 +169,35 @@ def build(classifier: Classifier, options: Options, golden: Pixels) -> Built:
         check_survives(chosen)
         check_survives(packed)
     check_packed(packed, chosen)
+    feed = golden if options.input_dtype == "uint8" else images
+    report["scores"] = check_scores(chosen, fitted, feed)
     report |= _compare_steps(classifier, options, golden, (dense, wide, chosen, packed))
     return Built(
         model=packed,
         wide=wide,
         dense_bytes=dense.ByteSize(),
+        score_bytes=_score_bytes(packed, fitted),
+        scores=tuple(
+            value.name.removeprefix("score_")
+            for value in packed.graph.output
+            if value.name.startswith("score_")
+        ),
         layers=_layers(chosen),
         report=report,
     )
 
 
-def _with_head(body: ModelProto, classifier: Classifier, options: Options) -> ModelProto:
+def _with_head(
+    body: ModelProto, classifier: Classifier, options: Options, fitted: Sequence[FittedScore]
+) -> ModelProto:
     model = add_head(
         body,
         outputs=classifier.outputs,
         unknown_index=classifier.unknown_index,
         gate_score=options.score,
+        fitted=fitted,
         features=options.features,
+        p_values=options.p_values,
     )
     if options.input_dtype == "uint8":
         model = add_normalisation(model, classifier.preprocess)
@@ -194,6 +224,11 @@ def _compare_steps(
     if options.stored == "fp16":
         figures["rounding"] = compare(logits["dense"], logits["rounded"]).to_json()
     return figures
+
+
+def _score_bytes(model: ModelProto, fitted: Sequence[FittedScore]) -> int:
+    heads = ("p_scores", "p_levels", *(f"{HEAD}{one.name}/" for one in fitted))
+    return sum(t.ByteSize() for t in model.graph.initializer if t.name.startswith(heads))
 
 
 def _layers(model: ModelProto) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ Every failure is a ParityError or ExportError with the figures, and stops the ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from moon.errors import BackendError, ExportError, ParityError
+from moon.export.classifier import classifier_input
 from moon.export.graph import array, copied, densify, initializers, prune, weight_names
 from moon.export.session import Session, run
 from moon.runtime.verify import tolerance
+from moon.scores import SCORES, FittedScore
 
 __all__ = [
     "BATCHES",
@@ -26,6 +28,7 @@ __all__ = [
     "check_batches",
     "check_onnx",
     "check_packed",
+    "check_scores",
     "check_zeros",
     "compare",
     "require",
@@ -33,6 +36,7 @@ __all__ = [
 
 BATCHES = (1, 2, 7)
 _TOP1, _GATE = 0.999, 0.995
+_SCORE = 1e-4
 
 Floats = NDArray[Any]
 
@@ -192,6 +196,50 @@ def check_packed(packed: ModelProto, rounded: ModelProto) -> None:
             raise ParityError(f"packing changed {wrong} of {weight.size} weights of {name}")
 
 
+def check_scores(
+    model: ModelProto, fitted: Sequence[FittedScore], items: Floats
+) -> dict[str, float]:
+    """Each fitted score of the graph is the one its constants define.
+
+    Args:
+        model: a graph with its head, its weights plain initializers.
+        fitted: the scores with constants that it carries.
+        items: inputs, [n, ...].
+
+    Returns:
+        By score, the largest difference, as a share of the score's size.
+
+    Raises:
+        ParityError: a score differs by more than 1e-4 of its size.
+    """
+    if not fitted:
+        return {}
+    probe = copied(model)
+    name = classifier_input(probe)
+    declared = {value.name for value in probe.graph.output}
+    if name is not None and name not in declared:
+        value = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        probe.graph.output.append(value)
+    outputs = Session(probe).run_batches("input", items)
+    found = {}
+    for one in fitted:
+        given = {"logits": outputs["logits"]}
+        if name is not None:
+            given["features"] = outputs[name]
+        expected = one.score(**{key: given[key] for key in one.reads})
+        got = outputs[f"score_{one.name}"].astype(np.float64)
+        size = np.maximum(1.0, np.abs(expected))
+        worst = float((np.abs(got - expected) / size).max(initial=0.0))
+        if not worst <= _SCORE:
+            raise ParityError(
+                f"the score {one.name} of the graph differs by {worst:.3g} of its size from "
+                f"its definition, more than {_SCORE:g}, over {len(expected)} images",
+                remedy="Leave that score out",
+            )
+        found[one.name] = worst
+    return found
+
+
 def check_agreement(
     reference: Mapping[str, Floats],
     outputs: Mapping[str, Floats],
@@ -240,9 +288,12 @@ def _score_tolerance(score: str, scores_N: Floats, logits_NL: Floats) -> Floats:
 
     ``ebo`` and ``mls`` move no further than the logits. A probability p moves by at most twice
     that times p (1 - p), to first order: near 0 and 1, where ``unknown`` and ``msp`` decide,
-    hardly further than float32 itself rounds.
+    hardly further than float32 itself rounds. Another score may read features, whose error is
+    not known: a hundredth of its spread.
     """
     allowed = tolerance(logits_NL, "fp16")
+    if score not in SCORES:
+        return np.full(len(scores_N), 0.01 * float(np.std(scores_N.astype(np.float64))))
     if score in ("ebo", "mls"):
         return np.full(len(scores_N), allowed)
     p = np.abs(scores_N.astype(np.float64))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from moon.data.source import open_source
 from moon.errors import UsageError
 from moon.export.assemble import Description, assemble, check_free
 from moon.export.build import Classifier, InputType, Options
+from moon.export.fitting import FIT_LIMIT
 from moon.export.intake import Foreign, read_foreign
 from moon.export.pack import Values, Weights
 from moon.export.session import Session
@@ -44,6 +46,11 @@ def from_onnx(
     values: Values = "fp32",
     precision: Values = "fp32",
     score: str = "ebo",
+    carry: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    p_values: bool = False,
+    fit: str | Source | None = None,
+    fit_limit: int | None = FIT_LIMIT,
     input_dtype: InputType = "float32",
     features: bool = False,
     progress: Progress = silent,
@@ -64,7 +71,10 @@ def from_onnx(
         name: of the model; default the file's.
         reject: share of in-distribution images that may be rejected.
         force: replace a bundle that is there.
-        weights, values, precision, score, input_dtype, features: see `Options`.
+        fit: the images the model was trained on, for scores that are fitted to them.
+        fit_limit: fit to a random choice of so many of these images; None for all.
+        weights, values, precision, score, carry, settings, p_values, input_dtype, features: see
+            `Options`.
 
     Raises:
         UsageError, ExportError, ParityError, CalibrationError: see `assemble`; also when
@@ -76,6 +86,9 @@ def from_onnx(
         values=values,
         precision=precision,
         score=score,
+        carry=tuple(carry),
+        settings=settings or {},
+        p_values=p_values,
         input_dtype=input_dtype,
         features=features,
     )
@@ -90,12 +103,15 @@ def from_onnx(
     )
     known = _known(classes, foreign.outputs, unknown_index)
     source = open_source(data) if isinstance(data, str) else data
+    training = open_source(fit) if isinstance(fit, str) else fit
     return assemble(
         _classifier(foreign, preprocess, unknown_index),
         _description(foreign, path, name, known),
         options,
         out,
         source=source,
+        training=training,
+        fit_limit=fit_limit,
         reject=reject,
         force=force,
         progress=progress,

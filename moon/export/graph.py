@@ -17,6 +17,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from moon.errors import ExportError
 
 __all__ = [
+    "HEAD",
     "IR_VERSION",
     "OPSET",
     "array",
@@ -37,6 +38,8 @@ OPSET = 18
 # Runtimes of two years ago refuse a newer IR, and nothing here needs one.
 IR_VERSION = 10
 
+# What the values and constants of the score head are named after.
+HEAD = "head/"
 # Operators whose second input is a weight.
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
@@ -103,7 +106,10 @@ def users(model: ModelProto) -> dict[str, list[NodeProto]]:
 
 
 def weight_names(model: ModelProto) -> list[str]:
-    """Names of the float initializers that are weights of Conv, Gemm or MatMul, in graph order."""
+    """Names of the float initializers that are weights of Conv, Gemm or MatMul, in graph order.
+
+    Constants of the score head (``head/...``) are not weights of the model.
+    """
     known = initializers(model)
     names: dict[str, None] = {}
     for node in model.graph.node:
@@ -116,7 +122,7 @@ def weight_names(model: ModelProto) -> list[str]:
                 TensorProto.FLOAT,
                 TensorProto.FLOAT16,
             )
-            if floating and len(known[name].dims) >= 2:
+            if floating and len(known[name].dims) >= 2 and not name.startswith(HEAD):
                 names[name] = None
     return list(names)
 

@@ -19,16 +19,20 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Session:
-    """An ONNX Runtime session on the CPU with one thread, so that two runs agree bit for bit.
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        model: the graph.
+        threads: one, so that two runs agree bit for bit; 0 for as many as there are cores.
 
     Raises:
         ExportError: ONNX Runtime does not accept the graph.
     """
 
-    def __init__(self, model: ModelProto | bytes) -> None:
+    def __init__(self, model: ModelProto | bytes, *, threads: int = 1) -> None:
         data = model if isinstance(model, bytes) else model.SerializeToString()
         try:
-            self._session = open_session(data, threads=1)
+            self._session = open_session(data, threads=threads)
         except BackendError as error:
             raise ExportError(f"the graph cannot be loaded: {error.cause}") from error
         self._names = [output.name for output in self._session.get_outputs()]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from moon.data.source import open_source
 from moon.errors import DataError, ExportError, MissingExtraError, UsageError
 from moon.export.assemble import Description, assemble, check_free
 from moon.export.build import Classifier, InputType, Options
+from moon.export.fitting import FIT_LIMIT, asked_scores
 from moon.export.foreign import from_onnx
 from moon.export.pack import Values, Weights
 from moon.export.trace import trace
@@ -42,6 +43,11 @@ def to_bundle(
     values: Values = "fp32",
     precision: Values = "fp32",
     score: str = "ebo",
+    carry: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    p_values: bool = False,
+    fit: str | Source | None = None,
+    fit_limit: int | None = FIT_LIMIT,
     input_dtype: InputType = "float32",
     features: bool = False,
     progress: Progress = silent,
@@ -57,7 +63,11 @@ def to_bundle(
         reject: share of in-distribution images that may be rejected.
         force: replace a bundle that is there.
         trt: a TensorRT engine too; not in this version, so refused.
-        weights, values, precision, score, input_dtype, features: see `Options`.
+        fit: the images the model was trained on, for scores that are fitted to them; default
+            the run's training images.
+        fit_limit: fit to a random choice of so many of these images; None for all.
+        weights, values, precision, score, carry, settings, p_values, input_dtype, features: see
+            `Options`.
 
     Raises:
         UsageError: ``out`` exists, an option is wrong, or ``trt``.
@@ -75,11 +85,15 @@ def to_bundle(
         values=values,
         precision=precision,
         score=score,
+        carry=tuple(carry),
+        settings=settings or {},
+        p_values=p_values,
         input_dtype=input_dtype,
         features=features,
     )
     checkpoint = _checkpoint(checkpoint_or_run)
     source = _source(checkpoint, data)
+    training = _training(checkpoint, fit) if asked_scores(score, carry) else None
     model = checkpoint.model()
     preprocess = checkpoint.preprocess
     classifier = Classifier(
@@ -96,6 +110,9 @@ def to_bundle(
         options,
         out,
         source=source,
+        training=training,
+        fit_limit=fit_limit,
+        trained_on=checkpoint.training,
         reject=reject,
         force=force,
         progress=progress,
@@ -137,6 +154,25 @@ def _source(checkpoint: Checkpoint, data: str | Source | None) -> Source:
             remedy="Give held-out images with --data",
         )
     return source if recorded.indices is None else source.select(recorded.indices)
+
+
+def _training(checkpoint: Checkpoint, fit: str | Source | None) -> Source | None:
+    """The images to fit scores to: those given, else those the run was trained on.
+
+    Raises:
+        DataError: they cannot be read here.
+    """
+    if fit is not None:
+        return open_source(fit) if isinstance(fit, str) else fit
+    from moon.trainer.dataset import training_source
+
+    try:
+        return training_source(checkpoint.recipe)
+    except DataError as error:
+        raise DataError(
+            f"the run's training images, to fit the score to, cannot be read: {error.cause}",
+            remedy="Give them with --fit",
+        ) from error
 
 
 def _reference(model: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

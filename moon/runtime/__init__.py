@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moon.runtime.backend import backends as backends
     from moon.runtime.backend import open_backend as open_backend
     from moon.runtime.bench_compare import compare as compare
+    from moon.runtime.choose import choose_score as choose_score
     from moon.runtime.predictor import Predictor as Predictor
     from moon.runtime.unpack import dense_model as dense_model
     from moon.runtime.verify import Check as Check
@@ -26,6 +27,7 @@ __all__ = [
     "Check",
     "Predictor",
     "backends",
+    "choose_score",
     "compare",
     "dense_model",
     "open_backend",
@@ -37,6 +39,7 @@ _HOMES = {
     "Check": "verify",
     "Predictor": "predictor",
     "backends": "backend",
+    "choose_score": "choose",
     "compare": "bench_compare",
     "dense_model": "unpack",
     "open_backend": "backend",

@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moon.bundle import Bundle
-from moon.class_calibration import calibrate_per_class
+from moon.choice import Choice
 from moon.errors import CalibrationError, DataError, UsageError
-from moon.gate import METHODS, Gate
+from moon.gate import Gate
 from moon.gate_calibration import (
     Evidence,
-    Promise,
     Rate,
-    calibrate_conformal,
-    calibrate_pac,
-    rate,
 )
+from moon.p_table import PTable
 from moon.progress import Progress, silent
-from moon.rewrite import require_by_class
-from moon.risk_calibration import calibrate_risk
-from moon.runtime.backend import DEFAULT, open_backend
-from moon.scores import ebo, msp, unknown_probability
-from moon.threshold import as_float32
+from moon.rewrite import carries_p_values, gates_lost, with_gate
+from moon.runtime.asked import AUTO, Asked
+from moon.runtime.backend import DEFAULT, Backend, open_backend
+from moon.runtime.choose import ranked
+from moon.runtime.ood_sets import Sources, open_ood, refuse_shared
+from moon.runtime.scoring import Scored, score_images
+from moon.runtime.trained import refuse_trained
 
 if TYPE_CHECKING:
     from moon.data.items import Source
 
 __all__ = ["calibrate"]
 
-_BATCH = 128
-# Below this quantile of in-distribution images a value is called low, above the upper one high.
-_LOW = 0.05
+
+Warn = Callable[[str], None]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def calibrate(
@@ -43,6 +47,7 @@ def calibrate(
     source: str | Source,
     *,
     score: str | None = None,
+    ood: Sources = (),
     reject: Rate = 0.05,
     method: str = "conformal",
     delta: Rate = 0.05,
@@ -52,13 +57,21 @@ def calibrate(
     limit: int | None = None,
     threads: int = 0,
     progress: Progress = silent,
+    warn: Warn = _warn,
 ) -> Bundle:
     """Calibrate a bundle in place, and return it reopened.
+
+    With the score ``auto`` a random part of the images, by a fixed seed, only chooses the score:
+    a fifth, at least 30 and at most 2,000. The others calibrate, and the promise is as if the
+    score had been named. What it rested on is the gate's ``choice``.
 
     Args:
         bundle: the bundle, or its folder.
         source: held-out in-distribution images, never those it was trained on.
-        score: a score the graph carries; default the one it gates by now.
+        score: a score the graph carries, or ``auto`` to choose one as
+            :mod:`moon.runtime.choose` does; default the one it gates by now.
+        ood: sources of out-of-distribution images to choose by, with ``auto`` only; default
+            images made from ``source``. They have no part in the threshold.
         reject: largest share of in-distribution images rejected (conformal, pac).
         method: conformal, pac or risk: see :mod:`moon.gate_calibration`.
         delta: chance that a pac or risk promise fails over the calibration draw.
@@ -70,9 +83,12 @@ def calibrate(
         limit: use a random choice of so many images, always the same.
         threads: for the backend; 0 for as many as there are cores.
         progress: told how many images are done.
+        warn: called with each warning: gates or p-values of other backends that do not follow,
+            and single images that were trained on.
 
     Raises:
-        CalibrationError: too few images for the promise, and how many it would take.
+        CalibrationError: too few images for the promise, and how many it would take; more than
+            a stray few of the images were trained on; or no choice is possible.
         UsageError: an argument is out of range or missing.
         BundleError: the bundle is damaged, does not carry the score, or was exported by a
             release without thresholds by class.
@@ -81,125 +97,113 @@ def calibrate(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     name = opened.gate_score if score is None else score
-    asked = _Asked.checked(opened, name, reject, method, delta, risk, per_class)
+    asked = Asked.checked(opened, name, reject, method, delta, risk, per_class)
+    _check_choosing(name, ood, backend)
     from moon.data.labels import known_labels
     from moon.data.load import data_sha256
+
+    images, rows = _opened(opened, source, limit, method)
+    unknowns = open_ood(ood)
+    runner = open_backend(opened, backend, threads=threads)
+    choice: Choice | None = None
+    seen: dict[str, NDArray[np.uint64]] = {}
+    if name == AUTO:
+        given = rows
+        choosing, rows = asked.parts(given)
+        choice, seen = ranked(opened, runner, images, given, choosing, unknowns, progress)
+        asked = replace(asked, score=choice.score)
+    found = _scored(opened, runner, images, rows, asked.score, progress)
+    refuse_shared(images.spec, found.fingerprints, seen)
+    refuse_trained(opened, images.spec, found.fingerprints, warn)
+    evidence: Evidence = {
+        "backend": backend,
+        "data_sha256": data_sha256(images, rows),
+        "reason": found.quantiles(),
+    }
+    labels = known_labels(images, rows, opened.classes) if method == "risk" else None
+    gate = asked.gate(found, None if labels is None else found.labels == labels, evidence)
+    if choice is None:
+        choice = _earlier_choice(opened, gate, warn)
+    return _written(opened, replace(gate, choice=choice), found, backend, warn)
+
+
+def _opened(
+    bundle: Bundle, source: str | Source, limit: int | None, method: str
+) -> tuple[Source, NDArray[np.int64]]:
+    """The images, and the rows of them to use."""
+    from moon.data.labels import known_labels
     from moon.data.source import open_source
 
     images = open_source(source) if isinstance(source, str) else source
-    chosen = _chosen(len(images), limit)
-    labels = known_labels(images, chosen, opened.classes)
-    if method == "risk" and labels is None:
+    rows = _chosen(len(images), limit)
+    if not len(rows):
+        raise CalibrationError(f"{images.spec} holds no images", remedy="Use another source")
+    if known_labels(images, rows, bundle.classes) is None and method == "risk":
         raise DataError(
             f"{images.spec} has no labels, which the method risk needs",
             remedy="Use a folder with one folder a class, or the method conformal or pac",
         )
-    found = _run(opened, images, chosen, name, backend, threads, progress)
-    evidence: Evidence = {
-        "backend": backend,
-        "data_sha256": data_sha256(images, chosen),
-        "reason": found.quantiles(),
-    }
-    correct = None if method != "risk" or labels is None else found.labels == labels
-    gate = asked.gate(found, correct, evidence)
-    return opened.with_gate(gate, "default" if backend == DEFAULT else backend)
+    return images, rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What was asked for, checked before any image is read."""
-
-    classes: tuple[str, ...]
-    score: str
-    method: str
-    reject: Rate
-    delta: Rate
-    risk: Rate | None
-    per_class: bool
-
-    @classmethod
-    def checked(
-        cls,
-        bundle: Bundle,
-        score: str,
-        reject: Rate,
-        method: str,
-        delta: Rate,
-        risk: Rate | None,
-        per_class: bool,
-    ) -> _Asked:
-        carried = bundle.manifest.scores
-        if score == "auto":
-            raise UsageError(
-                "choosing a score by itself is not in this version",
-                remedy=f"Choose one of {', '.join(carried)}; moon eval compares them",
-            )
-        if score not in carried:
-            raise UsageError(
-                f"the bundle does not carry the score {score}",
-                remedy=f"Choose one of {', '.join(carried)}",
-            )
-        if method not in METHODS:
-            raise UsageError(
-                f"no method is called {method}", remedy=f"Choose one of {', '.join(METHODS)}"
-            )
-        if (method == "risk") != (risk is not None):
-            raise UsageError(
-                "the method risk and the largest error, risk, go together",
-                remedy="Give both, such as --method risk --risk 0.02, or neither",
-            )
-        for name, value in (("reject", reject), ("delta", delta), ("risk", risk)):
-            if value is not None:
-                rate(value, name)
-        if per_class:
-            if method == "risk":
-                raise UsageError(
-                    "the method risk has no thresholds by class",
-                    remedy="Use the method conformal or pac, or one threshold for all classes",
-                )
-            require_by_class(bundle)
-        return cls(
-            classes=bundle.classes,
-            score=score,
-            method=method,
-            reject=reject,
-            delta=delta,
-            risk=risk,
-            per_class=per_class,
+def _earlier_choice(bundle: Bundle, gate: Gate, warn: Warn) -> Choice | None:
+    """How the score was once chosen still stands, if it is the same."""
+    default = bundle.gate()
+    if default is None or default.choice is None or default.score != gate.score:
+        return None
+    if gate.data_sha256 in default.choice.used_sha256:
+        warn(
+            f"the score {gate.score} was chosen by some of these very images, which voids the "
+            "promise: use others, or --score auto again"
         )
+    return default.choice
 
-    def gate(self, found: _Scored, correct_N: NDArray[np.bool_] | None, evidence: Evidence) -> Gate:
-        scores_N, name = found.scores, self.score
-        if self.per_class:
-            promise = Promise.of(self.reject, self.delta if self.method == "pac" else None)
-            return calibrate_per_class(
-                scores_N, found.labels, self.classes, promise, score=name, evidence=evidence
-            )
-        if self.method == "conformal":
-            return calibrate_conformal(scores_N, self.reject, score=name, evidence=evidence)
-        if self.method == "pac":
-            return calibrate_pac(scores_N, self.reject, self.delta, score=name, evidence=evidence)
-        assert self.risk is not None and correct_N is not None
-        return calibrate_risk(
-            scores_N, correct_N, self.risk, self.delta, score=name, evidence=evidence
+
+def _check_choosing(score: str, ood: Sources, backend: str) -> None:
+    if ood and score != AUTO:
+        raise UsageError(
+            "out-of-distribution images are only for choosing a score: they never set a threshold",
+            remedy="Add --score auto, or leave --ood out",
+        )
+    if score == AUTO and backend != DEFAULT:
+        raise UsageError(
+            f"a gate for {backend} alone uses the default gate's score, so there is none to choose",
+            remedy=f"Run moon calibrate --score auto without --backend, then --backend {backend}",
         )
 
 
-@dataclass(frozen=True)
-class _Scored:
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    reasons: dict[str, NDArray[np.float64]]
+def _scored(
+    bundle: Bundle,
+    runner: Backend,
+    images: Source,
+    rows: NDArray[np.int64],
+    score: str,
+    progress: Progress,
+) -> Scored:
+    """All carried scores where p-values need them, else only the gate's."""
+    every = runner.name == DEFAULT and carries_p_values(bundle)
+    names = bundle.manifest.scores if every else (score,)
+    return score_images(bundle, runner, images, rows, names, progress, "calibrating")
 
-    def quantiles(self) -> dict[str, float]:
-        """In-distribution quantiles of what explains an abstention."""
-        found = {}
-        for name, values in self.reasons.items():
-            finite = values[np.isfinite(values)]
-            if len(finite):
-                share = 1 - _LOW if name == "p_unknown" else _LOW
-                found[name] = float(np.quantile(finite, share))
-        return found
+
+def _written(bundle: Bundle, gate: Gate, found: Scored, backend: str, warn: Warn) -> Bundle:
+    """The bundle with its new gate; says what does not follow it."""
+    table = None
+    if backend != DEFAULT:
+        if carries_p_values(bundle):
+            warn(f"p-values in the graph stay those of the default gate, not of {backend}'s own")
+    elif carries_p_values(bundle):
+        names = bundle.manifest.scores
+        table = PTable.of([found.scores[name] for name in names], [gate.k] * len(names))
+    lost = gates_lost(bundle, gate)
+    name = "default" if backend == DEFAULT else backend
+    written = with_gate(bundle, gate, name, p_table=table)
+    if lost:
+        warn(
+            f"the gate of {', '.join(lost)} alone was by another score than {gate.score} and is "
+            "gone: calibrate again with --backend where it is needed"
+        )
+    return written
 
 
 def _chosen(n: int, limit: int | None) -> NDArray[np.int64]:
@@ -209,39 +213,3 @@ def _chosen(n: int, limit: int | None) -> NDArray[np.int64]:
         return np.arange(n)
     # Sources are often sorted by class, so the first images would not stand for all.
     return np.sort(np.random.default_rng(0).permutation(n)[:limit])
-
-
-def _run(
-    bundle: Bundle,
-    images: Source,
-    chosen: NDArray[np.int64],
-    score: str,
-    backend: str,
-    threads: int,
-    progress: Progress,
-) -> _Scored:
-    from moon.data.load import stream
-
-    if not len(chosen):
-        raise CalibrationError(f"{images.spec} holds no images", remedy="Use another source")
-    runner = open_backend(bundle, backend, threads=threads)
-    as_is = bundle.manifest.input.dtype == "uint8"
-    unknown_index = bundle.manifest.unknown_index
-    parts: list[dict[str, NDArray[Any]]] = []
-    done = 0
-    for _, pixels in stream(images, bundle.preprocess, _BATCH, indices=chosen):
-        outputs = runner.run(pixels if as_is else bundle.preprocess.normalise(pixels))
-        logits_NL = outputs["logits"]
-        part: dict[str, NDArray[Any]] = {
-            "score": as_float32(outputs[f"score_{score}"]),
-            "label": outputs["label"],
-            "msp": msp(logits_NL, unknown_index),
-            "ebo": ebo(logits_NL, unknown_index),
-        }
-        if unknown_index is not None:
-            part["p_unknown"] = unknown_probability(logits_NL, unknown_index)
-        parts.append(part)
-        done += len(pixels)
-        progress(done, len(chosen), "calibrating")
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return _Scored(joined.pop("score"), joined.pop("label"), joined)

@@ -52,7 +52,17 @@ class FakeBackend:
 
     @classmethod
     def of(cls, bundle: Bundle) -> FakeBackend:
-        """One with the outputs of ``bundle``'s graph."""
+        """One with the outputs of ``bundle``'s graph.
+
+        Raises:
+            BackendError: the graph carries a score that logits alone do not give.
+        """
+        for name in bundle.manifest.scores:
+            if name not in SCORES:
+                raise BackendError(
+                    f"the fake backend has no {name}, which the bundle carries",
+                    remedy=f"Use a bundle that carries only some of {', '.join(SCORES)}",
+                )
         gate = bundle.gate("fake")
         return cls(
             logits=bundle.manifest.logits,

@@ -74,6 +74,8 @@ def dense_model(model: bytes) -> bytes:
 def weights(model: bytes) -> dict[str, NDArray[Any]]:
     """The constant weights of Conv, ConvTranspose, Gemm and MatMul by name, dense.
 
+    Constants of the score head (``head/...``) are not weights of the model.
+
     Args:
         model: an ONNX file, packed or not.
 
@@ -88,7 +90,7 @@ def weights(model: bytes) -> dict[str, NDArray[Any]]:
         if node.op_type not in _WEIGHTED:
             continue
         for name in node.input[:2] if node.op_type == "MatMul" else node.input[1:2]:
-            if name in tensors and len(tensors[name].dims) >= 2:
+            if name in tensors and len(tensors[name].dims) >= 2 and not name.startswith("head/"):
                 found[name] = np.array(onnx.numpy_helper.to_array(tensors[name]))
     return found
 

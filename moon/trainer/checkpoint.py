@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import moon
+from moon.data.fingerprint import TrainingSketch
 from moon.data.preprocess import Preprocess
 from moon.errors import MoonError, TrainingError
 from moon.fields import Fields
@@ -61,6 +62,8 @@ class Checkpoint:
         layers: size and cost of every Conv and Linear weight.
         metrics: ``accuracy`` on the held-out images, ``sparsity``, FLOPs and the like.
         versions: of what trained it.
+        training: a sample of the training images' fingerprints; None in checkpoints of earlier
+            releases.
     """
 
     recipe: Recipe
@@ -73,6 +76,7 @@ class Checkpoint:
     layers: tuple[LayerCost, ...]
     metrics: Mapping[str, Any]
     versions: Mapping[str, str]
+    training: TrainingSketch | None = None
 
     @property
     def outputs(self) -> int:
@@ -129,6 +133,7 @@ class Checkpoint:
             "layers": [asdict(layer) for layer in self.layers],
             "metrics": dict(self.metrics),
             "versions": dict(self.versions),
+            "training": None if self.training is None else self.training.to_json(),
         }
 
     @classmethod
@@ -187,6 +192,7 @@ class Checkpoint:
                 layers=tuple(_layer(row) for row in _rows(fields.take("layers"))),
                 metrics=fields.mapping("metrics"),
                 versions=fields.mapping("versions"),
+                training=_training(fields.take_or("training", None)),
             )
         except TrainingError:
             raise
@@ -268,6 +274,10 @@ def _validation(table: dict[str, Any]) -> Validation:
         indices=None if every else fields.integers("indices"),
         sha256=fields.text("sha256"),
     )
+
+
+def _training(plain: object) -> TrainingSketch | None:
+    return None if plain is None else TrainingSketch.from_json(plain, "training", TrainingError)
 
 
 def _rows(value: object) -> list[object]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moon.data.fingerprint import TrainingSketch, sketch
 from moon.data.items import Source
 from moon.data.load import data_sha256, match_labels, split_validation
 from moon.data.source import open_source
@@ -21,7 +22,7 @@ from moon.trainer.pixels import MEMORY_BUDGET, open_pixels
 from moon.trainer.ranks import Ranks
 from moon.trainer.recipe import Recipe
 
-__all__ = ["Dataset", "open_dataset"]
+__all__ = ["Dataset", "open_dataset", "training_source"]
 
 VALIDATION_BATCH = 256
 
@@ -35,6 +36,7 @@ class Dataset:
         train: shuffled and augmented.
         validation: in order, as they are.
         held_out: what the held-out images are.
+        trained_on: a sample of the training images' fingerprints.
         scaling: every other held-out image, which then counts as one no longer, to fit a
             temperature to; whole on every rank, and None where the recipe wants none.
     """
@@ -43,6 +45,7 @@ class Dataset:
     train: Batches
     validation: Batches
     held_out: Validation
+    trained_on: TrainingSketch
     scaling: Batches | None = None
 
 
@@ -103,6 +106,7 @@ def open_dataset(
             indices=None if every else tuple(held_out.chosen.tolist()),
             sha256=data_sha256(held_out.source, held_out.chosen),
         ),
+        trained_on=sketch(train.source, data.preprocess, train.chosen),
         scaling=None
         if scaling is None
         else Batches(
@@ -113,6 +117,16 @@ def open_dataset(
             device,
         ),
     )
+
+
+def training_source(recipe: Recipe) -> Source:
+    """The images a recipe trains on, in order, with their labels; those held out are not there.
+
+    Raises:
+        DataError: the source cannot be read, or has no labels to train with.
+    """
+    train, _, _ = _parts(recipe)
+    return train.source.select(train.chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,7 @@ def finish(session: Session, progress: Progress, say: Callable[[str], None]) -> 
         layers=accounts.layers,
         metrics=_metrics(session, accounts) | temperature,
         versions={**versions(), "device": describe(session.device)},
+        training=data.trained_on,
     )
 
 

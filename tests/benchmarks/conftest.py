@@ -11,15 +11,21 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 MODULES = (
+    "bytes",
     "compare",
     "fingerprint",
+    "head_alone",
     "image_sets",
     "jobs",
     "measure",
     "paper",
     "paper_tables",
     "paper_view",
+    "plausible",
     "pool",
+    "score_cost",
+    "scores",
+    "scores_view",
     "spread",
     "structures",
     "worker",

@@ -262,6 +262,35 @@ def test_a_backends_own_gate(moon: Moon, bundle: Path) -> None:
     assert again.gates["default"].alpha == 0.2
 
 
+def test_a_score_is_chosen_by_images_made_from_the_known_ones(moon: Moon, bundle: Path) -> None:
+    result = moon("calibrate", bundle, "--data", KNOWN, "--score", "auto")
+    assert result.code == 0
+    gate = Bundle.open(bundle).gate()
+    assert gate is not None and gate.choice is not None
+    assert (gate.choice.n, gate.n) == (87, 346)  # a fifth of 433
+    assert gate.choice.score == gate.score
+    said = " ".join(result.out.split())
+    assert "Compared by 87 images, which do not calibrate, against images made from them" in said
+    assert gate.choice.reason in said
+    assert all(name in said for name in ("msp", "ebo", "mls", "unknown", "chosen", "near", "far"))
+
+
+def test_a_score_is_chosen_by_given_images(moon: Moon, bundle: Path) -> None:
+    given = ["--ood", "sklearn:digits#test{label==8}", "--ood", "sklearn:digits#test{label==9}"]
+    words = ["calibrate", bundle, "--data", KNOWN, "--score", "auto", *given]
+    result = moon(*words, "--json")
+    assert result.code == 0 and result.json["warnings"] == []
+    choice = result.json["gate"]["choice"]
+    assert [one["name"] for one in choice["ood"]] == given[1::2]
+    assert all(len(one["data_sha256"]) == 64 for one in choice["ood"])
+    figures = [one["auroc"] for one in choice["candidates"]]
+    assert figures == sorted(figures, reverse=True) and len(figures) == 4
+    text = moon(*words)
+    assert text.code == 0 and "{label==9}" in text.out and "behind the best" in text.out
+    again = moon("calibrate", bundle, "--data", KNOWN)
+    assert "warning: the score" in again.err and "which voids the promise" in again.err
+
+
 def test_a_risk_chooses_its_method(moon: Moon, bundle: Path) -> None:
     result = moon("calibrate", bundle, "--data", KNOWN, "--risk", "0.2")
     assert result.code == 0
@@ -271,8 +300,11 @@ def test_a_risk_chooses_its_method(moon: Moon, bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["--score", "auto"], 2, "--score auto is not in this version"),
-        (["--ood", "sklearn:photos"], 2, "--ood is not in this version"),
+        (["--ood", "sklearn:photos"], 2, "Add --score auto, or leave --ood out"),
+        (["--score", "auto", "--ood", "no/such"], 1, "the out-of-distribution set no/such"),
+        (["--score", "auto", "--ood", KNOWN], 1, "are among the in-distribution images"),
+        (["--score", "auto", "--reject", "0.0025"], 1, "at least 499 held-out images, or name"),
+        (["--score", "auto", "--backend", "fake"], 2, "none to choose"),
         (["--method", "risk"], 2, "--method risk needs the error to allow"),
         (["--method", "pac", "--risk", "0.1"], 2, "--risk does not go with --method pac"),
         (["--reject", "0.001"], 1, "at least 999"),

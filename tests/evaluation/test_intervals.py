@@ -8,8 +8,14 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from moon.evaluation.intervals import auroc_ci, fpr95_ci
-from moon.evaluation.metrics import RocCurve, bootstrap_ci
+from moon.evaluation.intervals import (
+    auroc_ci,
+    fpr95_ci,
+    mean_auroc_ci,
+    mean_fpr95_ci,
+    mean_rate_ci,
+)
+from moon.evaluation.metrics import RocCurve, bootstrap_ci, rate_ci
 
 
 def scores(n, m, shift, seed, *, ties=False):
@@ -95,3 +101,98 @@ def test_a_million_images_take_no_longer_than_sorting_them():
     assert time.process_time() - began < 5
     assert high - low < 0.002
     assert low < curve.auroc < high
+
+
+def group(n, sizes, shift, seed, *, ties=False):
+    """One ID set, and OOD sets each a little nearer to it."""
+    rng = np.random.default_rng(seed)
+    known = rng.normal(shift, 1, n)
+    sets = [rng.normal(0.25 * i, 1 + 0.2 * i, m) for i, m in enumerate(sizes)]
+    return (known.round(1), [s.round(1) for s in sets]) if ties else (known, sets)
+
+
+def mean_of(name):
+    def mean(known, *sets):
+        return float(np.mean([getattr(RocCurve.of(known, one), name) for one in sets]))
+
+    return mean
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(120, (2000, 3000, 2500)), (300, (60, 500)), (400, (90,))]
+)
+def test_the_interval_of_a_mean_is_the_joint_bootstraps(n, sizes, ties):
+    known, sets = group(n, sizes, 1.2, 3, ties=ties)
+    found = (mean_auroc_ci(known, sets), *mean_fpr95_ci(known, sets, resamples=20_000))
+    names = ("auroc", "fpr95_id_pos", "fpr95_ood_pos")
+    for name, quick in zip(names, found, strict=True):
+        plain = bootstrap_ci(mean_of(name), known, *sets, resamples=1000, seed=4)
+        width = plain[1] - plain[0]
+        assert quick == pytest.approx(plain, abs=0.12 * width + 1.01 / min(n, *sizes)), name
+
+
+def test_one_set_has_the_mean_of_one():
+    known, (only,) = group(200, (150,), 1.0, 6, ties=True)
+    assert mean_auroc_ci(known, [only]) == pytest.approx(auroc_ci(RocCurve.of(known, only)))
+    for mean, plain in zip(
+        mean_fpr95_ci(known, [only], resamples=40_000),
+        fpr95_ci(known, only, resamples=40_000),
+        strict=True,
+    ):
+        assert mean == pytest.approx(plain, abs=0.01)
+
+
+def test_what_the_sets_share_does_not_average_out():
+    """Few ID images and many sets: as unsure as one set, not as ten independent ones."""
+    known, sets = group(60, (4000,) * 10, 1.0, 7)
+    sets = [np.random.default_rng(i).permutation(sets[0]) + 1e-9 * i for i in range(10)]
+    low, high = mean_auroc_ci(known, sets)
+    one_low, one_high = auroc_ci(RocCurve.of(known, sets[0]))
+    assert high - low == pytest.approx(one_high - one_low, rel=0.05)
+    _, shared = mean_fpr95_ci(known, sets)
+    _, alone = fpr95_ci(known, sets[0])
+    assert shared[1] - shared[0] > 0.8 * (alone[1] - alone[0])
+
+
+def test_the_interval_of_a_mean_holds_the_truth_about_as_often_as_it_says():
+    normal, held, shift = NormalDist(), np.zeros(3), 1.5
+    areas = [normal.cdf((shift - 0.25 * i) / (1 + (1 + 0.2 * i) ** 2) ** 0.5) for i in range(3)]
+    bar = shift + normal.inv_cdf(0.05)
+    passing = [1 - normal.cdf((bar - 0.25 * i) / (1 + 0.2 * i)) for i in range(3)]
+    own = [0.25 * i + (1 + 0.2 * i) * normal.inv_cdf(0.95) for i in range(3)]
+    rejected = [normal.cdf(t - shift) for t in own]
+    truth = [np.mean(values) for values in (areas, passing, rejected)]
+    for seed in range(300):
+        known, sets = group(250, (200, 300, 150), shift, seed + 50)
+        intervals = (mean_auroc_ci(known, sets), *mean_fpr95_ci(known, sets, seed=seed))
+        held += [low <= t <= high for (low, high), t in zip(intervals, truth, strict=True)]
+    assert (held / 300 > 0.91).all(), held
+
+
+def test_a_mean_of_complete_separations_is_not_certain():
+    low, high = mean_auroc_ci(np.full(500, 2.0), [np.full(10, 1.0), np.full(40, 1.0)])
+    assert (low, high) == (pytest.approx(rate_ci(32, 32)[0]), 1.0)
+    one, other = mean_fpr95_ci(np.full(500, 2.0), [np.full(10, 1.0), np.full(40, 1.0)])
+    assert one == (0.0, pytest.approx(rate_ci(0, 32)[1]))
+    assert other == (0.0, pytest.approx(rate_ci(0, 500)[1]))
+    low, high = mean_auroc_ci(np.array([1.0]), [np.array([0.0]), np.array([2.0])])
+    assert low < 0.5 < high
+
+
+def test_the_mean_of_rates_by_hand_and_against_simulation():
+    one = rate_ci(30, 100)
+    assert mean_rate_ci([0.3], [one]) == pytest.approx(one)
+    rng = np.random.default_rng(0)
+    rates, sizes = (0.02, 0.4, 0.97), (80, 300, 120)
+    held, means = 0, []
+    for _ in range(2000):
+        hits = [int(rng.binomial(m, p)) for p, m in zip(rates, sizes, strict=True)]
+        shares = [k / m for k, m in zip(hits, sizes, strict=True)]
+        low, high = mean_rate_ci(shares, [rate_ci(k, m) for k, m in zip(hits, sizes, strict=True)])
+        means.append((low, high))
+        held += low <= np.mean(rates) <= high
+    assert 0.935 < held / 2000 < 0.97
+    low, high = mean_rate_ci([0.0, 0.0], [rate_ci(0, 50), rate_ci(0, 50)])
+    assert low == 0.0
+    assert 0 < high < rate_ci(0, 50)[1]

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from moon.evaluation.page import best_aurc, count, labels, outcome, render, size
+from moon.evaluation.page import best_aurc, count, in_order, labels, outcome, render, size
+from moon.scores import SCORE_TABLE
 from tests.evaluation.chromium import Chromium, find_chromium
 from tests.evaluation.samples import CLASSES, report
 
@@ -112,6 +113,61 @@ def test_of_many_scores_the_best_and_the_gates_are_drawn():
     scores = {f"s{i}": {"aurc": 0.1 * i} for i in range(9)}
     assert best_aurc(scores, "s7") == ["s0", "s1", "s2", "s3", "s7"]
     assert best_aurc(scores, None) == ["s0", "s1", "s2", "s3", "s4"]
+
+
+def test_scores_are_in_order_of_their_areas_after_the_gates():
+    def one(near, far):
+        return {"near": {"auroc": near} if near else None, "far": {"auroc": far}}
+
+    scores = {"a": one(0.7, 0.7), "b": one(0.9, 0.6), "c": one(0.8, 0.9)}
+    assert in_order(scores, "a") == ["a", "c", "b"]
+    assert in_order(scores, None) == ["a", "c", "b"]
+    assert in_order({name: one(None, s["far"]["auroc"]) for name, s in scores.items()}, "b") == [
+        "b", "c", "a",
+    ]  # fmt: skip
+
+
+def many(plain):
+    """The report with as many scores as there are, copies of one under other names."""
+    for name in SCORE_TABLE:
+        for part in (plain["scores"], plain["plots"]["scores"]):
+            part.setdefault(name, part["mls"])
+    return plain
+
+
+def test_all_scores_together_can_be_read_at_any_width(browser, tmp_path):
+    path = tmp_path / "many.html"
+    plain = many(report(n=300, far=("mnist", "svhn", "textures", "places365")))
+    path.write_text(render(plain), encoding="utf-8")
+    table = "document.querySelector('[aria-label=\"Scores compared, table\"]')"
+    for width in (1200, 400):
+        browser.open(path, width=width)
+        assert browser.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
+        assert browser.evaluate(f"{table}.querySelectorAll('tbody tr').length") == len(SCORE_TABLE)
+        if width == 1200:
+            assert browser.evaluate(f"{table}.scrollWidth - {table}.clientWidth") == 0
+        # One score is drawn; the others wait to be opened.
+        shown = "[...document.querySelectorAll('details')].filter(d => d.open).length"
+        assert browser.evaluate(shown) == 0
+        first = f"{table}.querySelector('tbody th')"
+        browser.evaluate(f"{table}.scrollLeft = 10000")
+        place = f"{first}.getBoundingClientRect().left - {table}.getBoundingClientRect().left"
+        assert 0 <= browser.evaluate(place) < 3, "the names stay when the figures scroll"
+
+
+def test_means_have_their_intervals_and_the_training_set_its_words():
+    plain = report(n=400)
+    mean = plain["scores"]["ebo"]["near"]
+    low, high = (f"{100 * end:.1f}" for end in mean["auroc_ci95"])
+    page = render(plain)
+    assert page.count(f"{low}–{high}") >= 3  # tile, table of scores, foot of the set table
+    ends = [f"{100 * end:.1f}" for end in plain["gate"]["far"]["reject_ci95"]]
+    assert "–".join(ends) in page
+    plain["checks"] = {
+        "overlaps": [], "training_unchecked": "x<y cannot be opened here",
+        "training_sample": None, "nonfinite": {}, "chosen_on": [],
+    }  # fmt: skip
+    assert "could not be checked: x&lt;y cannot be opened here." in render(plain)
 
 
 def test_counts_for_people():

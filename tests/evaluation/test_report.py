@@ -51,6 +51,25 @@ def test_a_group_is_the_unweighted_mean_of_its_sets_and_never_pooled():
     assert figures["aurc"] is None
 
 
+def test_the_means_have_intervals_of_their_own():
+    plain = report(n=600)
+    for score in plain["scores"].values():
+        for group in ("near", "far"):
+            figures = score[group]
+            for name in ("auroc", "fpr95_id_pos", "fpr95_ood_pos"):
+                low, high = figures[f"{name}_ci95"]
+                assert low <= figures[name] <= high
+                widths = [np.ptp(one[f"{name}_ci95"]) for one in figures["sets"].values()]
+                assert 0 < high - low < max(widths), "a mean is surer than its least sure part"
+    caught = plain["gate"]["far"]
+    assert caught["reject_ci95"][0] < caught["reject"] < caught["reject_ci95"][1]
+    alone = report(n=300, near=("one",))["scores"]["ebo"]["near"]
+    assert alone["auroc_ci95"] == alone["sets"]["one"]["auroc_ci95"]
+    known = observed(*range(50))
+    plain = score_figures("ebo", known, {"near": {"a": observed(*range(30))}, "far": {}}, None, 0)
+    assert plain["near"]["auroc_ci95"] is None, "no resamples, no intervals"
+
+
 def test_further_bundles_stand_under_compared():
     plain = report(names=("one", "two"), n=300)
     assert plain["model"]["name"] == "one"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -11,10 +11,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from moon.data.preprocess import Preprocess
 from moon.errors import ExportError, UsageError
-from moon.export.head import add_head, add_normalisation, carried_scores
+from moon.export.head import P_SCORES, RESERVED, add_head, add_normalisation, carried_scores
 from moon.export.session import Session
-from moon.onnxfile import patch_scalar, patch_vector, read_scalar, read_vector
-from moon.scores import SCORES, known_logits
+from moon.onnxfile import find_initializer, patch_scalar, patch_vector, read_scalar, read_vector
+from moon.scores import SCORE_TABLE, SCORES, FittedScore, known_logits, restore_score
 
 Logits = NDArray[np.float32]
 L = 5
@@ -38,6 +38,11 @@ def head(unknown_index: int | None, **options: float | str) -> Session:
 
 
 HEADS = {u: head(u) for u in (None, 0, 2, 4)}
+
+
+def gen(unknown: int) -> FittedScore:
+    arrays = {"outputs": L, "unknown": unknown, "gamma": 0.1, "top": 4}
+    return restore_score("gen", {name: np.array(value) for name, value in arrays.items()})
 
 
 def feed(logits: Logits) -> dict[str, NDArray[np.float32]]:
@@ -161,7 +166,95 @@ def test_outputs_are_in_order_and_typed() -> None:
     assert (out["label"].dtype, out["accept"].dtype) == (np.int64, np.bool_)
 
 
+def test_fitted_scores_come_behind_the_plain_ones_in_one_order() -> None:
+    assert carried_scores(None) == ("msp", "ebo", "mls")
+    assert carried_scores(4, ("klm", "gen")) == ("msp", "ebo", "mls", "unknown", "gen", "klm")
+    fitted = [gen(unknown=4)]
+    model = add_head(passing(), outputs=L, unknown_index=4, fitted=fitted, gate_score="gen")
+    names = [value.name for value in model.graph.output]
+    assert names[3:] == [
+        "logits",
+        *(f"score_{name}" for name in ("msp", "ebo", "mls", "unknown", "gen")),
+    ]
+    out = Session(model).run(feed(np.eye(L, dtype=np.float32)))
+    np.testing.assert_array_equal(out["score"], out["score_gen"])
+
+
+def test_no_body_may_use_a_name_of_the_head() -> None:
+    for unknown_index in (None, 4):
+        fitted = [gen(unknown=-1 if unknown_index is None else 4)]
+        model = add_head(
+            passing(), outputs=L, unknown_index=unknown_index, fitted=fitted, p_values=True
+        )
+        made = {name for node in model.graph.node for name in node.output}
+        made |= {tensor.name for tensor in model.graph.initializer}
+        assert {name for name in made if not name.startswith("head/")} <= RESERVED
+    for name in SCORE_TABLE:
+        assert {f"score_{name}", f"p_{name}"} <= RESERVED
+
+
+def calibrated(scores: NDArray[np.float32], unknown_index: int | None = None) -> bytes:
+    """A graph whose p-values are of these scores, S rows of n <= 1024 each."""
+    model = add_head(passing(), outputs=L, unknown_index=unknown_index, p_values=True)
+    data = model.SerializeToString()
+    rows, n = scores.shape
+    kept = np.full((rows, P_SCORES), np.inf, np.float32)
+    kept[:, :n] = np.sort(scores, axis=1)
+    levels = np.ones((rows, P_SCORES + 1), np.float32)
+    levels[:, : n + 1] = (1 + np.arange(n + 1)) / (n + 1)
+    for name, values in (("p_scores", kept), ("p_levels", levels)):
+        found = find_initializer(data, name)
+        assert found.dims == values.shape
+        end = found.offset + found.length
+        data = data[: found.offset] + values.tobytes() + data[end:]
+    return data
+
+
+@given(
+    hnp.arrays(np.float32, (3, 40), elements=st.floats(-3, 3, width=32)),
+    hnp.arrays(np.float32, (6, L), elements=st.floats(-3, 3, width=32)),
+)
+@settings(max_examples=25, deadline=None)
+def test_p_values_count_the_calibration_scores_that_are_at_most_it(
+    scores: NDArray[np.float32], logits: Logits
+) -> None:
+    session = Session(calibrated(scores))
+    out = session.run(feed(logits))
+    scores[:, : len(logits)] = [out[f"score_{name}"] for name in ("msp", "ebo", "mls")]  # ties
+    out = Session(calibrated(scores)).run(feed(logits))
+    for row, name in zip(scores, ("msp", "ebo", "mls"), strict=True):
+        below = (row[None] <= out[f"score_{name}"][:, None]).sum(axis=1)
+        np.testing.assert_array_equal(out[f"p_{name}"], np.float32((1 + below) / 41))
+        assert out[f"p_{name}"].dtype == np.float32
+
+
+def test_p_values_of_no_number_and_of_a_graph_not_calibrated() -> None:
+    logits = np.zeros((2, L), np.float32)
+    logits[1] = np.nan
+    new = add_head(passing(), outputs=L, unknown_index=4, p_values=True)
+    onnx.checker.check_model(new, full_check=True)
+    names = [value.name for value in new.graph.output]
+    assert names[-8:] == [
+        f"{kind}_{name}" for kind in ("score", "p") for name in ("msp", "ebo", "mls", "unknown")
+    ]
+    out = Session(new).run(feed(logits))
+    for name in ("msp", "ebo", "mls", "unknown"):
+        assert np.isnan(out[f"p_{name}"]).all()
+    scores = np.full((4, 9), -np.inf, np.float32)
+    out = Session(calibrated(scores, 4)).run(feed(logits))
+    for name in ("msp", "ebo", "mls", "unknown"):
+        np.testing.assert_array_equal(out[f"p_{name}"], np.float32([1, 0.1]))
+
+
 def test_wrong_use_is_named() -> None:
+    with pytest.raises(UsageError, match="carries the score ebo; it is not fitted"):
+        carried_scores(None, ("ebo",))
+    with pytest.raises(UsageError, match=r"no score called odin.*temperature, gen"):
+        carried_scores(None, ("odin",))
+    with pytest.raises(UsageError, match="the score gen is given twice"):
+        add_head(passing(), outputs=L, unknown_index=4, fitted=[gen(unknown=4)] * 2)
+    with pytest.raises(UsageError, match="no output but the unknown class"):
+        add_head(passing(1), outputs=1, unknown_index=0)
     with pytest.raises(UsageError, match=r"unknown cannot be had.*msp, ebo, mls"):
         add_head(passing(), outputs=L, unknown_index=None, gate_score="unknown")
     with pytest.raises(UsageError, match="outside the 5 logits"):

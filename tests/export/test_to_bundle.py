@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,11 @@ from moon.data.source import open_source
 from moon.errors import CalibrationError, DataError, ExportError, UsageError
 from moon.export import from_onnx, to_bundle
 from moon.export.session import Session
+from moon.runtime.calibrate import calibrate
 from moon.runtime.predictor import Predictor
-from moon.scores import SCORES
+from moon.runtime.unpack import weights
+from moon.runtime.verify import verify
+from moon.scores import SCORE_TABLE, SCORES, Training, fit_score
 from moon.trainer.checkpoint import Checkpoint, Validation
 
 from .conftest import CLASSES, PREPROCESS, TEST, TRAIN, MakeForeign
@@ -131,6 +135,92 @@ def test_options_change_the_file_and_not_the_answers(
     assert gate.alpha == options.get("reject", 0.05)
 
 
+@pytest.fixture(scope="module")
+def full(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose graph carries every score, and gates by one that reads features."""
+    out = tmp_path_factory.mktemp("full") / "digits"
+    return to_bundle(run_folder, out, score="vim", carry=["all"], features=True, p_values=True)
+
+
+def test_a_graph_carries_every_score(full: Bundle, checkpoint: Checkpoint) -> None:
+    """Against numpy, from features that PyTorch computes."""
+    import torch
+
+    model = checkpoint.model()
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    seen: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+
+    def answers(spec: str) -> tuple[Any, Any, Any]:
+        source = open_source(spec)
+        pixels = load_pixels(source, PREPROCESS)
+        seen.clear()
+        with torch.no_grad():
+            logits = model(torch.from_numpy(PREPROCESS.normalise(pixels))).numpy()
+        return pixels, seen[0].numpy(), logits
+
+    _, features, logits = answers(TRAIN)
+    training = Training(
+        features=features,
+        logits=logits,
+        labels=open_source(TRAIN).labels,
+        weight=last.weight.detach().numpy(),
+        bias=None if last.bias is None else last.bias.detach().numpy(),
+        unknown_index=10,
+    )
+    pixels, features, logits = answers(TEST)
+    out = outputs(full, pixels)
+    fitted = full.manifest.provenance["export"]["fitted"]
+    assert full.manifest.scores == ("msp", "ebo", "mls", "unknown", *fitted)
+    assert set(full.manifest.scores) == set(SCORE_TABLE)
+    for name, facts in fitted.items():
+        if name == "temperature":  # fitted to other images
+            continue
+        options = {"dtype": "float32"} if name == "nnguide" else facts["options"]
+        expected = fit_score(name, training, **options).score(features=features, logits=logits)
+        scale = np.maximum(1, np.abs(expected))
+        error = np.abs(out[f"score_{name}"] - expected) / scale
+        # A neighbour as near as another may be taken for it after rounding.
+        assert np.quantile(error, 0.99) < 1e-4, name
+        assert error.max() < 1e-3, name
+    np.testing.assert_allclose(out["features"], features, atol=1e-4)
+    np.testing.assert_array_equal(out["score"], out["score_vim"])
+
+
+def test_p_values_in_the_graph_are_the_gates(full: Bundle) -> None:
+    gate = full.gate()
+    assert gate is not None
+    assert (gate.score, gate.n) == ("vim", 270)
+    out = outputs(full, load_pixels(open_source(TEST), full.preprocess))
+    expected = [gate.p_value(score) for score in out["score_vim"]]
+    np.testing.assert_allclose(out["p_vim"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(out["p_vim"] > gate.alpha, out["accept"])
+    for name in full.manifest.scores:
+        assert 0 < out[f"p_{name}"].min() <= out[f"p_{name}"].max() <= 1
+
+
+def test_a_graph_can_gate_by_each_score_it_carries(full: Bundle, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(full.path, copy)
+    for name in ("knn", "rmds", "temperature"):
+        again = calibrate(copy, TEST, score=name)
+        gate = again.gate()
+        assert gate is not None
+        decisions = Predictor.open(again).predict([open_source(TEST).item(i) for i in range(40)])
+        scores = [decision.score for decision in decisions]
+        assert [d.accepted for d in decisions] == [score >= gate.threshold for score in scores]
+        assert all(check.ok for check in verify(again))
+
+
+def test_weights_and_constants_are_told_apart(full: Bundle, bundle: Bundle) -> None:
+    assert weights(full.model_bytes()).keys() == weights(bundle.model_bytes()).keys()
+    export = full.manifest.provenance["export"]
+    plain = bundle.manifest.provenance["export"]
+    assert plain["score_bytes"] == 0
+    assert export["score_bytes"] > 1000 * 64
+    assert full.manifest.sparsity.layers == bundle.manifest.sparsity.layers
+
+
 def test_the_same_run_gives_the_same_version(
     bundle: Bundle, run_folder: Path, tmp_path: Path
 ) -> None:
@@ -189,7 +279,7 @@ def test_wrong_options_are_named(checkpoint: Checkpoint, digits_onnx: Path, tmp_
         to_bundle(checkpoint, out, trt=True)
     with pytest.raises(UsageError, match="values must be fp32 or fp16, not 'int8'"):
         to_bundle(checkpoint, out, values="int8")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="the score knn cannot be had"):
+    with pytest.raises(UsageError, match=r"knn is fitted to the training images.*--fit"):
         from_digits(digits_onnx, out, score="knn")
 
 

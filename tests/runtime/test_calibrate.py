@@ -194,8 +194,12 @@ def test_by_class_needs_a_graph_that_can(tmp_path: Path, arrays: str) -> None:
         ({"method": "hope"}, UsageError, "no method is called hope"),
         ({"method": "risk"}, UsageError, "go together"),
         ({"risk": 0.1}, UsageError, "go together"),
-        ({"score": "auto"}, UsageError, "not in this version"),
-        ({"score": "knn"}, UsageError, "does not carry the score knn"),
+        ({"ood": ["sklearn:photos"]}, UsageError, "only for choosing a score"),
+        (
+            {"score": "knn"},
+            UsageError,
+            "does not carry the score knn. Choose one of msp, .* or auto",
+        ),
         ({"backend": "torch"}, BackendError, "not in this version"),
     ],
 )

@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from moon.data.fingerprint import TrainingSketch
 from moon.errors import MoonError, TrainingError
 from moon.trainer.accounting.flops import count_flops
 from moon.trainer.checkpoint import Checkpoint, Validation, versions
@@ -38,6 +40,7 @@ def make(seed: int = 0) -> Checkpoint:
         layers=count_flops(model, torch.zeros(1, 1, 8, 8), masks),
         metrics={"accuracy": 0.5, "epochs": 6},
         versions=versions(),
+        training=TrainingSketch(images=90, fingerprints=np.array([3, 2**64 - 1], np.uint64)),
     )
 
 
@@ -46,7 +49,7 @@ def test_round_trip(tmp_path: Path) -> None:
     saved.save(tmp_path)
     again = Checkpoint.load(tmp_path)
     for name in ("recipe", "classes", "unknown_index", "preprocess", "validation", "layers",
-                 "metrics", "versions", "outputs"):  # fmt: skip
+                 "metrics", "versions", "outputs", "training"):  # fmt: skip
         assert getattr(again, name) == getattr(saved, name), name
     assert again.outputs == 5
     for one, two in ((saved.state, again.state), (saved.masks, again.masks)):
@@ -98,6 +101,7 @@ def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
         (lambda facts: facts.update(layers=3), "layers in checkpoint.json is no list"),
         (lambda facts: facts["layers"][0].pop("shape"), "a layer has no field shape"),
         (lambda facts: facts["file"].update(sha256="0"), "its SHA-256 differs"),
+        (lambda facts: facts["training"].update(sampled=3), "training has not 3 fingerprints"),
     ],
 )
 def test_damage_is_named(
@@ -108,6 +112,12 @@ def test_damage_is_named(
     with pytest.raises(TrainingError) as caught:
         Checkpoint.load(tmp_path)
     assert message in str(caught.value)
+
+
+def test_checkpoints_of_earlier_releases_have_no_sketch(tmp_path: Path) -> None:
+    make().save(tmp_path)
+    edit(tmp_path, lambda facts: facts.pop("training"))
+    assert Checkpoint.load(tmp_path).training is None
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from moon.data.fingerprint import pixel_fingerprints, training_overlap
 from moon.data.load import data_sha256
 from moon.data.source import open_source
 from moon.errors import DataError
@@ -30,6 +31,21 @@ def test_a_count_is_held_out_and_recorded() -> None:
     held = torch.cat([y for _, y in data.validation.epoch()])
     assert held.tolist() == source.labels[list(data.held_out.indices)].tolist()
     assert np.bincount(held).tolist() == [5, 5, 5, 5]
+
+
+def test_what_is_trained_on_is_sketched_and_what_is_held_out_is_not() -> None:
+    recipe = tiny_recipe()
+    data = opened()
+    source = open_source(recipe.data.train)
+    held = list(data.held_out.indices or ())
+    trained = np.setdiff1d(np.arange(len(source)), held)
+    assert (data.trained_on.images, data.trained_on.sampled) == (180, 180)
+    wanted = pixel_fingerprints(source, trained, recipe.data.preprocess)
+    assert data.trained_on.fingerprints.tolist() == sorted(wanted.tolist())
+    found = training_overlap(data.trained_on, source, held, recipe.data.preprocess)
+    assert found is not None
+    assert found.matches == 0
+    assert opened().trained_on == data.trained_on
 
 
 def test_the_seed_moves_the_split() -> None:

@@ -50,6 +50,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
         "recipe.toml", "checkpoint.safetensors", "checkpoint.json", "last", "metrics.jsonl",
         "log.txt",
     }  # fmt: skip
+    assert checkpoint.training is not None
+    assert checkpoint.training.images == 180
+    assert Checkpoint.load(tmp_path / "run").training == checkpoint.training
     assert [record.epoch for record in seen] == [1, 2, 3, 4, 5, 6]
     assert [record.voted for record in seen] == [False] * 4 + [True] * 2
     assert seen[0].w == 0.0
