@@ -8,6 +8,7 @@ near-ties, which are settled in exact integer arithmetic.
 from __future__ import annotations
 
 import math
+from decimal import ROUND_CEILING, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
 
@@ -26,6 +27,8 @@ __all__ = [
 
 # Log-gamma of arguments up to 10^7 errs by about 1e-9 at most: closer than this is a tie.
 _NEAR = 1e-7
+# Of a quotient of logarithms, whole or not.
+_DIGITS = 60
 
 
 def lower_tail(successes: int, n: int, p: float) -> float:
@@ -72,12 +75,22 @@ def pac_rank(n: int, alpha: Fraction, delta: Fraction) -> int:
 
 def smallest_zero_tail(p: Fraction, bound: Fraction) -> int:
     """The smallest n with (1 - p)^n <= bound: below it no promise at that level can be had."""
-    n = max(1, math.ceil(math.log(float(bound)) / math.log1p(-float(p))))
-    while n > 1 and lower_tail_at_most(0, n - 1, p, bound):
-        n -= 1
-    while not lower_tail_at_most(0, n, p, bound):
-        n += 1
-    return n
+    miss = 1 - p
+    with localcontext() as context:
+        # Never the powers themselves: at p = 1e-9 they have 10^11 digits.
+        context.prec = _DIGITS + (p.denominator.bit_length() + bound.denominator.bit_length()) // 3
+        exact = _decimal(bound).ln() / _decimal(miss).ln()
+        nearest = int(exact.to_integral_value())
+        n = int(exact.to_integral_value(ROUND_CEILING))
+        tie = abs(exact - nearest) < Decimal(10) ** -(_DIGITS // 2)
+    # Equality takes a denominator that is a power of the other one's, so never a long power.
+    if tie and nearest * (miss.denominator.bit_length() - 1) <= bound.denominator.bit_length():
+        n = nearest if miss**nearest <= bound else nearest + 1
+    return max(1, n)
+
+
+def _decimal(value: Fraction) -> Decimal:
+    return Decimal(value.numerator) / value.denominator
 
 
 def beta_cdf(x: float, a: int, b: int) -> float:

@@ -107,7 +107,8 @@ def _parts(n: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def fewest_for_risk(risk: Fraction, delta: Fraction) -> int:
     """The smallest n with which any threshold can keep the promise."""
-    n = tested = smallest_zero_tail(risk, delta)
+    tested = smallest_zero_tail(risk, delta)
+    n = max(tested, tested * _PLACING_SHARE // (_PLACING_SHARE - 1) - 2)
     while n - n // _PLACING_SHARE < tested:
         n += 1
     return n

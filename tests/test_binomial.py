@@ -71,3 +71,8 @@ def test_the_smallest_n() -> None:
     assert smallest_zero_tail(Fraction(1, 20), Fraction(1, 20)) == 59
     assert smallest_zero_tail(Fraction(1, 2), Fraction(1, 4)) == 2
     assert smallest_zero_tail(Fraction(9, 10), Fraction(1, 2)) == 1
+    # A hair below an exact power it takes one more; and tiny rates take no time.
+    third, power = Fraction(1, 3), Fraction(2, 3) ** 20
+    assert smallest_zero_tail(third, power) == 20
+    assert smallest_zero_tail(third, power - Fraction(1, 10**40)) == 21
+    assert smallest_zero_tail(Fraction(1, 10**9), Fraction(1, 20)) == 2_995_732_273

@@ -201,7 +201,9 @@ def _row(metrics: dict[str, Any], groups: list[str]) -> list[str]:
 def _cells(figures: dict[str, Any] | None) -> tuple[str, str]:
     if figures is None:
         return "-", "-"
+    from moon.evaluation.words import ends as between
+
     area, ends = percent(figures["auroc"], 2), figures.get("auroc_ci95")
     if ends:
-        area += f" ({100 * ends[0]:.1f}-{100 * ends[1]:.1f})"
+        area += f" ({between(ends).replace(chr(8211), '-')})"
     return area, percent(figures["fpr95_id_pos"], 2)

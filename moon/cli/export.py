@@ -169,7 +169,7 @@ def export(
 
 
 def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
-    """``knn.size=500`` -> {"knn": {"size": 500}}; a value is a number, or else a text."""
+    """``knn.size=500`` -> {"knn": {"size": 500}}; a value is a number, true, false or a text."""
     found: dict[str, dict[str, Any]] = {}
     for text in given:
         key, equals, value = text.partition("=")
@@ -182,7 +182,9 @@ def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _value(text: str) -> int | float | str:
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
             return kind(text)

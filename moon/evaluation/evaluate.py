@@ -195,7 +195,7 @@ class _Run:
             name: score_figures(name, known, groups, labels, self.resamples)
             for name in known.scores
         }
-        thresholds = {gate.score: gate.threshold} if gate else {}
+        thresholds = {gate.score: gate.threshold} if gate and gate.per_class is None else {}
         plots = plot_figures(known, groups, labels, thresholds)
         if gate is not None:
             plots["examples"] = example_figures(bundle, sets, seen, labels, gate.score, self.jpeg)

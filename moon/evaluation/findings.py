@@ -81,6 +81,8 @@ def _promise(gate: Figures | None) -> tuple[str, str, str]:
         low = 1 - gate["id"]["accept_ci95"][1]
         what, chance = "of known images rejected", not rejects_more(gate)
     promised = f"at most {asked(limit)} was promised"
+    if gate.get("per_class"):
+        promised += " of those predicted as each class"
     if gate["id"]["n"] * limit < 1 and (measured <= limit or chance):
         return "promise", "none", (
             f"{gate['id']['n']} known image{'s are' if gate['id']['n'] > 1 else ' is'} too few to "
@@ -144,6 +146,18 @@ def _corrupted(corruptions: Figures) -> Iterator[tuple[str, str, str]]:
         return
     kind, worst = max(judged, key=lambda pair: pair[1]["wrong_accepted"])
     share = worst["wrong_accepted"]
+    if share == 0:
+        most = max(row["abstain"] for _, row in judged)
+        yield (
+            "corruptions",
+            "good",
+            (
+                "Corrupted known images: none is accepted with a wrong label; up to "
+                f"{percent(most)} are rejected, {percent(corruptions['clean']['abstain'])} of the "
+                "clean ones."
+            ),
+        )
+        return
     state = "good" if share <= 0.05 else "fair" if share <= 0.15 else "bad"
     yield "corruptions", state, (
         f"Corrupted known images: at worst ({kind}, strength {worst['strength']}) "

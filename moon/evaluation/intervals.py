@@ -49,6 +49,8 @@ def mean_auroc_ci(id_scores: Floats, ood_scores: Sequence[Floats]) -> Interval:
 
     With V(i) the mean over the S sets of how often ID image i beats a set's images, and W_s(j)
     how often image j of the set s is beaten, the variance is Var V / n + sum_s Var W_s / m_s / S^2.
+    A set told apart completely shows no variance, yet is not certain: what its own interval
+    allows is added as in ``mean_rate_ci``.
     """
     known, count = np.sort(id_scores), len(ood_scores)
     wins, areas, variance = np.zeros(len(known)), [], 0.0
@@ -60,7 +62,18 @@ def mean_auroc_ci(id_scores: Floats, ood_scores: Sequence[Floats]) -> Interval:
         areas.append(float(np.mean(here)))
         variance += _variance_of_mean(loses) / count**2
     variance += _variance_of_mean(wins)
-    return _in_log_odds(float(np.mean(areas)), variance, len(known), _alike(ood_scores))
+    mean = float(np.mean(areas))
+    low, high = _in_log_odds(mean, variance, len(known), _alike(ood_scores))
+    if all(area in (0, 1) for area in areas):
+        return low, high
+    below, above = (mean - low) ** 2, (high - mean) ** 2
+    for area, scores in zip(areas, ood_scores, strict=True):
+        if area in (0, 1):
+            n = min(len(known), len(scores))
+            least, most = rate_ci(int(area) * n, n)
+            below += ((area - least) / count) ** 2
+            above += ((most - area) / count) ** 2
+    return max(0.0, mean - math.sqrt(below)), min(1.0, mean + math.sqrt(above))
 
 
 def mean_fpr95_ci(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from moon.evaluation import plots
 from moon.evaluation.caveats import training_checked
 from moon.evaluation.corruption_plot import LINES, corruption_plot
 from moon.evaluation.metrics import OOD_METRICS
-from moon.evaluation.words import asked, count, percent, points, precise, size, tail
+from moon.evaluation.words import asked, count, ends, percent, points, precise, size, tail
 
 __all__ = ["render"]
 
@@ -47,6 +46,7 @@ def render(report: Figures) -> str:
         percent=percent,
         asked=asked,
         points=points,
+        ends=ends,
         count=count,
         size=size,
         verdict=marked,
@@ -77,12 +77,14 @@ def view(bundle: Figures, name: str) -> dict[str, Any]:
     details = []
     for score in order:
         figures, own = bundle["scores"][score], gate if score == gate_score else None
+        # One line can stand for one threshold, not for one a class.
+        lined = None if own is None or own["per_class"] else own
         entry = drawn["scores"][score]
         details.append(
             {
                 "name": score,
                 "figures": figures,
-                "ridges": Markup(plots.ridge_plot(score, entry["histogram"], own, figures)),
+                "ridges": Markup(plots.ridge_plot(score, entry["histogram"], lined, figures)),
                 "roc": Markup(plots.roc_plot(score, entry["roc"], own, figures)),
                 "styles": plots.styles(entry["roc"]),
                 "fpr_ci": ", ".join(_intervals(figures)),
@@ -240,7 +242,7 @@ def _intervals(figures: Figures) -> Iterator[str]:
     for _, name, one in [*set_figures(figures), *means]:
         if one.get("fpr95_id_pos_ci95"):
             low, high = one["fpr95_id_pos_ci95"]
-            yield f"{name} {points(low, 1)}–{points(high, 1)}"
+            yield f"{name} {ends((low, high))}"
 
 
 def _known_plots(bundle: Figures) -> dict[str, Any]:
@@ -262,6 +264,6 @@ def _known_plots(bundle: Figures) -> dict[str, Any]:
 def _winners(column: Mapping[Any, float], metric: str) -> list[Any]:
     if len(column) < 2:
         return []
-    top = (min if metric in LOWER_IS_BETTER else max)(column.values())
-    shown = {name for name, value in column.items() if math.isclose(value, top, abs_tol=5e-5)}
+    top = points((min if metric in LOWER_IS_BETTER else max)(column.values()))
+    shown = {name for name, value in column.items() if points(value) == top}
     return [] if len(shown) == len(column) else sorted(shown)

@@ -36,9 +36,10 @@ def _drawings(bundle: Figures) -> Iterator[tuple[str, Callable[[Any], None], tup
     gate, plots = bundle["gate"], bundle["plots"]
     score = gate["score"] if gate else next(iter(bundle["scores"]))
     entry = plots["scores"][score]
+    one = gate is not None and not gate["per_class"]
     if any(entry["roc"].values()):
         yield "roc", lambda figure: _roc(figure, entry["roc"], score, bundle), (5, 4.6)
-    yield "scores", lambda figure: _scores(figure, entry["histogram"], score), (7, 4)
+    yield "scores", lambda figure: _scores(figure, entry["histogram"], score, one), (7, 4)
     if plots["reliability"] is not None:
         yield "reliability", lambda figure: _reliability(figure, bundle), (5, 4.6)
         yield "risk-coverage", lambda figure: _risk(figure, bundle), (5, 4.6)
@@ -71,7 +72,7 @@ def _roc(figure: Any, roc: Figures, score: str, bundle: Figures) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _scores(figure: Any, histogram: Figures, score: str) -> None:
+def _scores(figure: Any, histogram: Figures, score: str, one_threshold: bool) -> None:
     axes = figure.subplots()
     edges = np.array(histogram["edges"])
     known = _of_peak(histogram["id"])
@@ -81,7 +82,8 @@ def _scores(figure: Any, histogram: Figures, score: str) -> None:
         for i, (name, shares) in enumerate(histogram[group].items()):
             axes.stairs(shares, edges, color=_COLOURS[group], ls=_DASHES[i % 5], label=_plain(name))
     if histogram["line"] is not None:
-        axes.axvline(histogram["line"], color="black", lw=1, ls="--", label="threshold")
+        name = "threshold" if one_threshold else "95% of known"
+        axes.axvline(histogram["line"], color="black", lw=1, ls="--", label=name)
     shown = score if histogram["scale"] == "linear" else f"log-odds of {score}"
     axes.set(xlabel=shown, ylabel="share, of the peak", title=f"Distribution of {score}")
     axes.legend(frameon=False, fontsize=8)

@@ -27,8 +27,8 @@ def styles(figures: Figures) -> dict[tuple[str, str], str]:
 def ridge_plot(score: str, histogram: Figures, gate: Figures | None, metrics: Figures) -> str:
     """A row a set: how its scores spread, and what share lies right of the line.
 
-    The line is the gate's threshold, or for another score the point right of which 95% of
-    the known inputs lie.
+    The line is the gate's threshold; for another score, and for a gate with a threshold a class,
+    which come without ``gate``, it is the point right of which 95% of the known inputs lie.
     """
     rows = list(_ridge_rows(histogram, gate, metrics))
     edges = histogram["edges"]

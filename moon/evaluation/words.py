@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["asked", "count", "percent", "points", "precise", "size", "tail"]
+from collections.abc import Sequence
+
+__all__ = ["asked", "count", "ends", "percent", "points", "precise", "size", "tail"]
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -18,8 +20,25 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def points(value: float | None, digits: int = 2) -> str:
-    """A rate in [0, 1] in percent without the sign, as tables of the field print it."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    """A rate in [0, 1] in percent without the sign, as tables of the field print it.
+
+    With a second digit where one would make it a perfect 100 or 0 that it is not.
+    """
+    if value is None:
+        return "–"
+    shown = f"{100 * value:.{digits}f}"
+    if digits == 1 and shown in ("100.0", "0.0") and value not in (0, 1):
+        return f"{100 * value:.2f}"
+    return shown
+
+
+def ends(interval: Sequence[float] | None) -> str:
+    """Both ends of an interval of a rate; two digits where it is too narrow for one."""
+    if interval is None:
+        return "–"
+    low, high = interval
+    digits = 1 if high - low >= 0.002 else 2
+    return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}"
 
 
 def asked(rate: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
+from moon.data.fingerprint import fingerprints
 from moon.data.items import Source
 from moon.data.labels import known_labels
 from moon.data.load import data_sha256, stream
 from moon.data.preprocess import Preprocess
-from moon.errors import DataError, ExportError, MoonError, UsageError
+from moon.errors import CalibrationError, DataError, ExportError, MoonError, UsageError
 from moon.export.classifier import classifier_input, classifier_weights
+from moon.export.fit_settings import check_settings, defaults
 from moon.export.graph import copied
 from moon.export.head import CARRIED
 from moon.export.session import Session
@@ -27,11 +29,10 @@ __all__ = ["FIT_LIMIT", "FitImages", "Fitting", "asked_scores", "fit_scores"]
 # Features of so many images fix every constant, and fit in memory: 2,048 of each take 400 MB.
 FIT_LIMIT = 50_000
 _BATCH = 128
-# In a file, a bank of all features would be larger than the model. k-center covers them with
-# few; the fifth nearest of so few passes over lone outliers, which such a cover is full of.
-_BANK, _BANK_K = 1000, 5
 # Held-out images that fix a temperature, one number: a fifth of them, but not too few or many.
 _SCALING_SHARE, _SCALING_FEW, _SCALING_MANY = 5, 500, 2000
+# Single duplicates are in many sets, and harm no promise.
+_DUPLICATES = 0.01
 _ALL = "all"
 
 
@@ -79,9 +80,13 @@ def asked_scores(score: str, carry: Sequence[str]) -> tuple[str, ...]:
         carry: others; "all" is every score a graph can compute.
 
     Raises:
-        UsageError: a name that is no score.
+        UsageError: a name that is no score, or a gate by "all".
     """
     names = {score, *carry}
+    if score == _ALL:
+        raise UsageError(
+            "a gate compares one score, not all", remedy="Name one, and carry all beside it"
+        )
     for name in sorted(names - {_ALL}):
         if name == "odin":
             raise UsageError(
@@ -124,7 +129,7 @@ def fit_scores(
     Raises:
         UsageError: no such score or setting; training images are needed and not given.
         ExportError: a score reads features, and the model does not end in a linear layer.
-        CalibrationError: the images do not fix a constant.
+        CalibrationError: the images do not fix a constant, or are held-out ones too.
         DataError, ImageError: an image cannot be read or is of no known class.
     """
     names = asked_scores(score, carry)
@@ -135,6 +140,13 @@ def fit_scores(
                 remedy=f"Carry it, or leave {name} out of the settings",
             )
     surely = {score, *carry}
+    if "unknown" in surely and unknown_index is None:
+        raise UsageError(
+            "the score unknown needs a model with an unknown class",
+            remedy="Say which output it is with --unknown-index, or choose another score",
+        )
+    for name in names:
+        check_settings(name, settings.get(name, {}))
     runner = _Runner(body, classes, preprocess, unknown_index, images, progress)
     fitted: list[FittedScore] = []
     record: dict[str, Any] = {}
@@ -149,9 +161,9 @@ def fit_scores(
             continue
         fitted.append(one)
         record[name] = facts
-    return Fitting(
-        scores=tuple(fitted), record=record, left_out=left_out, held_out=runner.rest(names)
-    )
+    held_out = runner.rest(record)
+    runner.refuse_shared(held_out)
+    return Fitting(scores=tuple(fitted), record=record, left_out=left_out, held_out=held_out)
 
 
 class _Runner:
@@ -172,6 +184,7 @@ class _Runner:
         self._features = classifier_input(body)
         self._head = classifier_weights(body)
         self._seen: dict[str, tuple[Training, dict[str, Any]]] = {}
+        self._fitted_to: NDArray[np.int64] | None = None
 
     def fit(self, name: str, given: Mapping[str, Any]) -> tuple[FittedScore, dict[str, Any]]:
         entry = SCORE_TABLE[name]
@@ -187,17 +200,33 @@ class _Runner:
             training, facts = self._outputs("training", name)
         else:
             training = self._training(logits=np.zeros((1, self._width()), np.float32))
-        options = {**_defaults(name, training), **given}
-        fitted = fit_score(name, training, **options)
-        shown = {key: value for key, value in options.items() if key != "progress"}
-        return fitted, {"options": shown, **facts}
+        options = {**defaults(name, training, given), **given}
+        return fit_score(name, training, **options), {"options": options, **facts}
 
-    def rest(self, names: Sequence[str]) -> Source | None:
-        """The held-out images that remain for the calibration."""
+    def rest(self, fitted: Container[str]) -> Source | None:
+        """The held-out images that no score was fitted to, for the calibration."""
         source = self._images.held_out
-        if source is None or "temperature" not in names or "held_out" not in self._seen:
+        if source is None or "temperature" not in fitted:
             return source
         return source.select(_parts(len(source))[1])
+
+    def refuse_shared(self, held_out: Source | None) -> None:
+        """Images that a score was fitted to look too familiar to it to calibrate by.
+
+        Raises:
+            CalibrationError: more than a stray few of the held-out images are among them.
+        """
+        training = self._images.training
+        if held_out is None or training is None or self._fitted_to is None:
+            return
+        own = fingerprints(held_out, np.arange(len(held_out)))
+        shared = int(np.isin(own, fingerprints(training, self._fitted_to)).sum())
+        if shared > _DUPLICATES * len(own):
+            raise CalibrationError(
+                f"scores were fitted to {shared:,} of the {len(own):,} held-out images of "
+                f"{held_out.spec}, so no promise could be made from them",
+                remedy="Give other images with --data or --fit",
+            )
 
     def _outputs(self, which: str, name: str) -> tuple[Training, dict[str, Any]]:
         if which not in self._seen:
@@ -216,6 +245,7 @@ class _Runner:
             if limit is not None and limit < len(source):
                 drawn = np.random.default_rng(0).choice(len(source), limit, replace=False)
                 chosen = np.sort(drawn)
+            self._fitted_to = chosen
             return source, chosen
         source = self._images.held_out
         if source is None:
@@ -223,7 +253,13 @@ class _Runner:
                 f"the score {name} is fitted to held-out images, and none are given",
                 remedy="Give them with --data SOURCE",
             )
-        return source, _parts(len(source))[0]
+        chosen = _parts(len(source))[0]
+        if not len(chosen):
+            raise CalibrationError(
+                f"{source.spec} has too few images to fit a temperature to some and leave others",
+                remedy=f"Give more with --data, or leave out the score {name}",
+            )
+        return source, chosen
 
     def _run(self, source: Source, chosen: NDArray[np.int64]) -> tuple[Training, dict[str, Any]]:
         labels = known_labels(source, chosen, self._classes)
@@ -265,19 +301,6 @@ def _parts(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     few = min(_SCALING_FEW, count // 2)
     size = min(_SCALING_MANY, max(count // _SCALING_SHARE, few))
     return np.sort(order[:size]), np.sort(order[size:])
-
-
-def _defaults(name: str, training: Training) -> dict[str, Any]:
-    """Settings for a graph, where a score's own would make it as large as the training set."""
-    if training.features is None:
-        return {}
-    count = len(np.asarray(training.features))
-    if name == "knn":
-        small = {"bank": "k-center", "size": _BANK, "k": _BANK_K} if count > _BANK else {}
-        return {"dtype": "float32", **small}
-    if name == "nnguide":
-        return {"dtype": "float32", "alpha": min(0.01, _BANK / count)}
-    return {}
 
 
 def _of_logits() -> list[str]:

@@ -93,7 +93,13 @@ def to_bundle(
     )
     checkpoint = _checkpoint(checkpoint_or_run)
     source = _source(checkpoint, data)
-    training = _training(checkpoint, fit) if asked_scores(score, carry) else None
+    fitting = asked_scores(score, carry)
+    if fit is not None and not fitting:
+        raise UsageError(
+            "training images are given, and no score is fitted to any",
+            remedy="Leave --fit out, or name a score with --carry",
+        )
+    training = _training(checkpoint, fit) if fitting else None
     model = checkpoint.model()
     preprocess = checkpoint.preprocess
     classifier = Classifier(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from moon.errors import UsageError
@@ -161,13 +162,15 @@ def fit_score(name: str, training: Training, **options: Any) -> FittedScore:
         options: keywords of the score's own ``fit``, such as ``k`` of knn.
 
     Raises:
-        UsageError: no such score or option, or the training lacks what it needs.
+        UsageError: no such score or option, a value of another type, or the training lacks what
+            it needs.
     """
     spec = _spec(name)
     for option in options:
         if option not in spec.options:
             has = f"has {', '.join(spec.options)}" if spec.options else "has none"
             raise UsageError(f"the score {name} has no option {option}", remedy=f"It {has}")
+        _check_option(spec, option, options[option])
     return spec.fit(training, **options)
 
 
@@ -178,6 +181,31 @@ def restore_score(name: str, arrays: Mapping[str, ArrayLike]) -> FittedScore:
         UsageError: no such score, or not its constants.
     """
     return _spec(name).kind.from_arrays(arrays)
+
+
+# What an option's annotation admits; numpy's numbers are numbers.
+_TYPES: Mapping[str, tuple[str, tuple[type, ...]]] = MappingProxyType(
+    {
+        "int": ("a whole number", (int, np.integer)),
+        "float": ("a number", (int, float, np.integer, np.floating)),
+        "bool": ("true or false", (bool, np.bool_)),
+        "str": ("a word", (str,)),
+    }
+)
+
+
+def _check_option(spec: ScoreSpec, option: str, value: object) -> None:
+    annotation = str(inspect.signature(spec.fit).parameters[option].annotation)
+    kind, _, rest = annotation.partition(" | ")
+    if kind not in _TYPES or (rest == "None" and value is None):
+        return
+    said, types = _TYPES[kind]
+    right = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool | np.bool_))
+    if not right or (option == "seed" and int(value) < 0):  # type: ignore[call-overload]
+        least = " of 0 or more" if option == "seed" else ""
+        raise UsageError(
+            f"the option {option} of the score {spec.name} must be {said}{least}, not {value!r}"
+        )
 
 
 def _spec(name: str) -> ScoreSpec:

@@ -71,6 +71,10 @@ def test_a_small_set_is_sketched_whole_and_a_large_one_by_a_fixed_sample() -> No
     assert large == sketch(numbered(0, 5000), GREY)
     assert large != sketch(numbered(0, 5000), GREY, seed=1)
     assert len(large.to_bytes()) < 12_000
+    part = sketch(numbered(0, 5000), GREY, np.arange(3000, 5000))
+    inside = pixel_fingerprints(numbered(3000, 5000), np.arange(2000), GREY)
+    assert (part.images, part.sampled) == (2000, MOST)
+    assert np.isin(part.fingerprints, inside).all()
     with pytest.raises(DataError, match="holds no training images"):
         sketch(numbered(0, 0), GREY)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from moon.class_calibration import calibrate_per_class
 from moon.evaluation.classes import class_figures
 from moon.evaluation.corruptions import CORRUPTIONS, STRENGTHS, constant
 from moon.evaluation.examples import KINDS, thumbnail
@@ -15,7 +16,7 @@ from moon.evaluation.metrics import Ints
 from moon.evaluation.observe import Observed
 from moon.evaluation.report import BundleReport, Report
 from moon.gate import Gate
-from moon.gate_calibration import calibrate_conformal
+from moon.gate_calibration import Promise, calibrate_conformal
 from moon.scores import SCORES, msp
 
 CLASSES = 10
@@ -37,8 +38,8 @@ def drawn(
         logits[:, CLASSES] -= 2 + 0.35 * strength
     names = [name for name in SCORES if unknown or name != "unknown"]
     scores = {name: SCORES[name](logits, index) for name in names}
-    accepted = np.zeros(n, bool) if gate is None else gate.accepts(scores[gate.score])
     predicted = np.argmax(logits[:, :CLASSES], axis=1)
+    accepted = np.zeros(n, bool) if gate is None else gate.accepts(scores[gate.score], predicted)
     return Observed(scores, {}, accepted, predicted, msp(logits, index)), labels
 
 
@@ -58,6 +59,8 @@ def drawn_report(
     warnings: tuple[str, ...] = (),
     classes: tuple[str, ...] = tuple(map(str, range(CLASSES))),
     missing: tuple[str, ...] = (),
+    per_class: bool = False,
+    jpeg: int | None = None,
 ) -> Report:
     """A report on one bundle a name, each a little weaker than the one before."""
     bundles = []
@@ -66,7 +69,13 @@ def drawn_report(
         gate = None
         if calibrated:
             held_out, _ = drawn(5000, strength, None, seed=100 + i)
-            gate = calibrate_conformal(held_out.scores["ebo"], 0.05, score="ebo")
+            values = held_out.scores["ebo"]
+            gate = calibrate_conformal(values, 0.05, score="ebo")
+            if per_class:
+                promise = Promise.of(0.05)
+                gate = calibrate_per_class(
+                    values, held_out.predicted, classes, promise, score="ebo"
+                )
         known, labels = drawn(n, strength, gate, seed=i)
         groups = {
             group: {
@@ -78,7 +87,8 @@ def drawn_report(
         answers = labels if labelled else None
         scored = {s: score_figures(s, known, groups, answers, 50) for s in known.scores}
         found = gate_figures(gate, known, groups, answers)
-        plots = plot_figures(known, groups, answers, {gate.score: gate.threshold} if gate else {})
+        lines = {gate.score: gate.threshold} if gate and not per_class else {}
+        plots = plot_figures(known, groups, answers, lines)
         if gate:
             plots["examples"] = _examples(near + far, labelled)
         worse = _corrupted(gate is not None, labelled)
@@ -91,7 +101,7 @@ def drawn_report(
                 gate=found,
                 plots=plots,
                 warnings=warnings,
-                findings=tuple(findings(found, scored, worse)),
+                findings=tuple(findings(found, scored, worse, jpeg)),
                 corruptions=worse,
                 classes=tuple(
                     class_figures(classes, known, groups, answers, gated=gate is not None)
@@ -109,6 +119,7 @@ def drawn_report(
         },
         bundles=tuple(bundles),
         benchmark={"name": "cifar10", "missing": list(missing)} if missing else None,
+        jpeg=jpeg,
     )
 
 

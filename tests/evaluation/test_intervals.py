@@ -180,6 +180,21 @@ def test_a_mean_of_complete_separations_is_not_certain():
     assert low < 0.5 < high
 
 
+def test_a_set_told_apart_completely_keeps_its_doubt_in_the_mean():
+    rng = np.random.default_rng(4)
+    known, mixed = rng.normal(3, 1, 50), rng.normal(0, 1, 1500)
+    apart = np.full(50, -20.0)
+    low, high = mean_auroc_ci(known, [mixed, apart])
+    alone = RocCurve.of(known, mixed)
+    mean = (alone.auroc + 1) / 2
+    # At its lowest the second set alone takes the mean down by half of what it may lack.
+    assert low < mean - (1 - rate_ci(50, 50)[0]) / 2
+    assert low > mean - (1 - rate_ci(50, 50)[0]) / 2 - (mean - auroc_ci(alone)[0])
+    assert mean < high <= 1
+    many = mean_auroc_ci(known, [mixed, rng.normal(0.5, 1, 50)])
+    assert many[1] < 1, "sets that overlap are left as they were"
+
+
 def test_the_mean_of_rates_by_hand_and_against_simulation():
     one = rate_ci(30, 100)
     assert mean_rate_ci([0.3], [one]) == pytest.approx(one)

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from moon.evaluation.page import best_aurc, count, in_order, labels, outcome, render, size
+from moon.evaluation.page import best, best_aurc, count, in_order, labels, outcome, render, size
+from moon.evaluation.words import ends, points
 from moon.scores import SCORE_TABLE
 from tests.evaluation.chromium import Chromium, find_chromium
 from tests.evaluation.samples import CLASSES, report
@@ -20,6 +21,7 @@ CASES = {
     "only far": {"near": (), "far": ("mnist",)},
     "a missing set": {"missing": ("tin: no /a/long/path/" + "x" * 60,)},
     "unlabelled": {"labelled": False},
+    "by class": {"per_class": True},
 }
 
 
@@ -158,16 +160,51 @@ def test_all_scores_together_can_be_read_at_any_width(browser, tmp_path):
 def test_means_have_their_intervals_and_the_training_set_its_words():
     plain = report(n=400)
     mean = plain["scores"]["ebo"]["near"]
-    low, high = (f"{100 * end:.1f}" for end in mean["auroc_ci95"])
     page = render(plain)
-    assert page.count(f"{low}–{high}") >= 3  # tile, table of scores, foot of the set table
-    ends = [f"{100 * end:.1f}" for end in plain["gate"]["far"]["reject_ci95"]]
-    assert "–".join(ends) in page
+    assert page.count(ends(mean["auroc_ci95"])) >= 3  # tile, table of scores, foot of the set table
+    assert ends(plain["gate"]["far"]["reject_ci95"]) in page
     plain["checks"] = {
         "overlaps": [], "training_unchecked": "x<y cannot be opened here",
         "training_sample": None, "nonfinite": {}, "chosen_on": [],
     }  # fmt: skip
     assert "could not be checked: x&lt;y cannot be opened here." in render(plain)
+
+
+def test_a_gate_by_class_is_not_shown_as_one_threshold():
+    one, many = render(report(n=400)), render(report(n=400, per_class=True))
+    assert "by one threshold: ebo at least" in one
+    assert "The dashed line is the threshold" in one
+    for words in ("by one threshold", "the threshold is", "The dashed line is the threshold"):
+        assert words not in many
+    assert ">threshold</text>" in one
+    assert ">threshold</text>" not in many
+    assert "the threshold of the class predicted for it, by its ebo" in many
+    assert "at most 5% of the known inputs predicted as each class rejected" in many
+    assert "was promised of those predicted as each class" in many
+
+
+def test_of_re_encoded_images_nothing_is_said_to_be_promised():
+    page = render(report(n=400, jpeg=75))
+    assert "on images re-encoded as JPEG 75, of which nothing was promised:" in page
+    assert "Measured here:" not in page
+
+
+def test_narrow_intervals_and_near_perfect_rates_keep_a_digit_more():
+    assert ends((0.952, 0.987)) == "95.2–98.7"
+    assert ends((0.99974, 0.99996)) == "99.97–100.00"
+    assert ends((0.997, 1.0)) == "99.7–100.0"
+    assert ends(None) == "–"
+    assert [points(v, 1) for v in (1, 0.9996, 0.0, 0.0004, 0.95, None)] == [
+        "100.0", "99.96", "0.0", "0.04", "95.0", "–"
+    ]  # fmt: skip
+
+
+def test_best_are_those_that_read_the_same():
+    scores = {
+        name: {"near": None, "far": None, "aurc": aurc}
+        for name, aurc in (("msp", 0.000234), ("ebo", 0.000251), ("mls", 0.000244))
+    }
+    assert best(scores) == {("msp", "", "aurc"), ("mls", "", "aurc")}  # 0.02, 0.03, 0.02
 
 
 def test_counts_for_people():

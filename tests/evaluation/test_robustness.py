@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from moon.class_calibration import calibrate_per_class
 from moon.data.items import Source
 from moon.errors import UsageError
 from moon.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt, reencoded
 from moon.evaluation.evaluate import evaluate
+from moon.evaluation.findings import findings
+from moon.gate_calibration import Promise
 from moon.runtime.predictor import Predictor
 from tests.bundles import CLASSES, images, make_bundle
 
@@ -66,6 +70,38 @@ def test_fewer_images_cost_less_and_none_nothing(bundle):
     assert not any(one["about"] == "corruptions" for one in none["findings"])
     with pytest.raises(UsageError, match="corruptions must be 0 or more"):
         evaluate(bundle, id=arrays(1), corruptions=-1)
+
+
+def test_no_corruption_is_named_the_worst_where_none_is_wrong(plain):
+    def said(figures):
+        found = findings(plain["gate"], plain["scores"], figures)
+        return [one["text"] for one in found if one["about"] == "corruptions"]
+
+    assert "at worst" in said(plain["corruptions"])[0]
+    never = copy.deepcopy(plain["corruptions"])
+    rows = [row for rows in never["kinds"].values() for row in rows]
+    for i, row in enumerate(rows):
+        row["wrong_accepted"], row["abstain"] = 0.0, i / len(rows)
+    (text,) = said(never)
+    assert "none is accepted with a wrong label; up to 96.0% are rejected" in text
+
+
+def test_the_line_of_a_gate_by_class_is_no_threshold(plain, tmp_path):
+    bundle = make_bundle(tmp_path / "own", reject=0.2)
+    gate = bundle.gate()
+    values, predicted = np.linspace(-5, 5, 200), np.arange(200) % len(CLASSES)
+    by_class = calibrate_per_class(
+        values, predicted, bundle.classes, Promise.of(0.2), score=gate.score
+    )
+    found = evaluate(
+        bundle.with_gate(by_class), id=arrays(1), batch_size=16, resamples=0, corruptions=0
+    ).to_json()
+    histogram = found["plots"]["scores"][gate.score]["histogram"]
+    known = plain["plots"]["scores"][gate.score]["histogram"]
+    assert known["line"] == pytest.approx(gate.threshold)
+    kept = sum(histogram["id"][np.searchsorted(histogram["edges"], histogram["line"]) :])
+    assert kept == pytest.approx(0.95, abs=0.06)
+    assert histogram["line"] != pytest.approx(by_class.threshold)
 
 
 def test_progress_counts_the_corrupted_ones_too(bundle):

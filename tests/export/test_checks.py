@@ -11,11 +11,15 @@ from moon.errors import ExportError, ParityError
 from moon.export.checks import (
     check_agreement,
     check_onnx,
+    check_scores,
     check_zeros,
     compare,
     require,
 )
+from moon.export.classifier import classifier_weights
 from moon.export.graph import array, copied, initializers, set_initializer
+from moon.export.head import add_head
+from moon.scores import Training, fit_score
 from moon.trainer.checkpoint import Checkpoint
 
 LOGITS = np.array([[1, 2, 0], [3, -1, 0]], np.float32)
@@ -140,3 +144,17 @@ def test_the_onnx_checker_is_asked() -> None:
     graph.graph.node[0].op_type = "MadUp"
     with pytest.raises(ExportError, match="the ONNX checker refuses the graph"):
         check_onnx(graph)
+
+
+@pytest.mark.parametrize("times", [1.001, float("nan")])
+def test_a_score_that_is_not_its_definition_is_refused(body: ModelProto, times: float) -> None:
+    weight, bias = classifier_weights(body) or (None, None)
+    gen = fit_score("gen", Training(weight=weight, bias=bias, unknown_index=10))
+    model = add_head(body, outputs=11, unknown_index=10, fitted=[gen])
+    items = np.random.default_rng(0).standard_normal((6, 1, 8, 8), dtype=np.float32)
+    assert check_scores(model, [], items) == {}
+    assert check_scores(model, [gen], items)["gen"] < 1e-5
+    gamma = next(t for t in model.graph.initializer if t.name == "head/gen/gamma")
+    gamma.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(gamma) * times, gamma.name))
+    with pytest.raises(ParityError, match="the score gen of the graph differs"):
+        check_scores(model, [gen], items)

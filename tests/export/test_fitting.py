@@ -219,3 +219,79 @@ def test_a_temperature_that_nothing_fixes(body: ModelProto, images: tuple[Source
     right = np.flatnonzero(logits[:, :10].argmax(axis=1) == held_out.labels)
     with pytest.raises(CalibrationError, match="answered rightly"):
         fit(body, score="temperature", held_out=held_out.select(right))
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "k"),
+    [
+        ({"size": 30}, 30, 5),  # of fewer images than the usual bank
+        ({"size": 30, "k": 2}, 30, 2),
+        ({"bank": "random", "size": 30}, 30, 12),  # the same share as 50 of all
+        ({"bank": "all"}, 120, 50),
+        ({}, 120, 50),
+    ],
+)
+def test_the_settings_of_a_bank_go_together(
+    body: ModelProto, images: tuple[Source, Source], settings: dict[str, Any], rows: int, k: int
+) -> None:
+    training = images[0].select(np.arange(120))
+    found = fit(body, carry=("knn",), training=training, settings={"knn": settings})
+    (knn,) = found.scores
+    assert knn.to_arrays()["bank"].shape[0] == rows
+    assert int(knn.to_arrays()["k"]) == k
+    assert settings.items() <= found.record["knn"]["options"].items()
+
+
+@pytest.mark.parametrize(
+    ("score", "settings", "said"),
+    [
+        ("knn", {"size": 500.5}, "size of the score knn must be a whole number, not 500.5"),
+        ("knn", {"seed": -1}, "seed of the score knn must be a whole number of 0 or more"),
+        ("knn", {"progress": 1}, "progress is no setting"),
+        ("knn", {"bank": "all", "size": 30}, "no size of its own"),
+        ("gen", {"gamma": "half"}, "gamma of the score gen must be a number, not 'half'"),
+        ("gen", {"gamma": float("nan")}, "gen.gamma must be a finite number"),
+        ("klm", {"over_all": "no"}, "over_all of the score klm must be true or false"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(
+    body: ModelProto,
+    images: tuple[Source, Source],
+    score: str,
+    settings: dict[str, Any],
+    said: str,
+) -> None:
+    training = images[0].select(np.arange(120))
+    with pytest.raises(UsageError, match=said):
+        fit(body, carry=(score,), training=training, settings={score: settings})
+
+
+def test_images_that_fit_a_score_cannot_calibrate_it(
+    body: ModelProto, images: tuple[Source, Source]
+) -> None:
+    training, held_out = images
+    mixed = training.select(np.arange(100))
+    with pytest.raises(CalibrationError, match="fitted to 100 of the 100 held-out images"):
+        fit(body, carry=("react",), training=training, held_out=mixed)
+    # What reads no training image takes nothing from them.
+    assert fit(body, carry=("gen",), training=training, held_out=mixed).held_out is mixed
+    fit(body, carry=("react",), training=training, held_out=held_out)
+
+
+def test_a_temperature_left_out_costs_no_images(
+    body: ModelProto, images: tuple[Source, Source]
+) -> None:
+    held_out = images[1].select(np.arange(1))
+    found = fit(body, carry=("all",), training=images[0], held_out=held_out)
+    assert "too few images to fit a temperature" in found.left_out["temperature"]
+    assert found.held_out is held_out
+    with pytest.raises(CalibrationError, match="too few images to fit a temperature"):
+        fit(body, carry=("temperature",), held_out=held_out)
+
+
+def test_a_gates_score_is_checked_before_any_image(body: ModelProto) -> None:
+    with pytest.raises(UsageError, match="a gate compares one score"):
+        asked_scores("all", [])
+    for asked in ({"score": "unknown"}, {"carry": ("unknown",)}):
+        with pytest.raises(UsageError, match="needs a model with an unknown class"):
+            fit(body, unknown_index=None, **asked)  # type: ignore[arg-type]

@@ -281,6 +281,9 @@ def test_wrong_options_are_named(checkpoint: Checkpoint, digits_onnx: Path, tmp_
         to_bundle(checkpoint, out, values="int8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"knn is fitted to the training images.*--fit"):
         from_digits(digits_onnx, out, score="knn")
+    with pytest.raises(UsageError, match="no score is fitted to any"):
+        to_bundle(checkpoint, out, fit="nowhere.npz")
+    assert not out.exists()
 
 
 def test_a_model_without_an_unknown_class(foreign: MakeForeign, tmp_path: Path) -> None:
@@ -292,7 +295,7 @@ def test_a_model_without_an_unknown_class(foreign: MakeForeign, tmp_path: Path) 
     assert not out["accept"].any()
     assert made.manifest.provenance["source"]["file"] == "own.onnx"
     assert made.preprocess.mean == (0.5, 0.5, 0.5)
-    with pytest.raises(UsageError, match="unknown cannot be had"):
+    with pytest.raises(UsageError, match="unknown needs a model with an unknown class"):
         from_onnx(foreign(), tmp_path / "other", score="unknown", **OWN)
 
 

@@ -50,6 +50,17 @@ def test_best_first_and_a_score_is_never_behind_its_copy() -> None:
     assert found[0].ci95[0] < found[0].auroc < found[0].ci95[1]
 
 
+def test_the_error_of_a_difference_by_hand() -> None:
+    """Two known images and one made of each: alone they are 4 draws, in pairs 2 larger ones."""
+    known = {"a": np.float32([0, 2]), "b": np.float32([7, 7])}
+    scores = {"a": np.float32([1, -1]), "b": np.float32([7, 7])}
+    for rows, error in ((None, 0.125**0.5), (np.array([0, 1]), 0.5), (np.array([1, 0]), 0.0)):
+        first, second = compare_scores(["b", "a"], known, [Compared(scores, 1.0, rows)])
+        assert (first.name, first.auroc, second.auroc) == ("a", 0.75, 0.5)
+        half = 1.959963984540054 * error
+        assert second.behind_ci95 == pytest.approx((0.25 - half, 0.25 + half))
+
+
 def coverage(made: bool, gaps: tuple[float, float]) -> tuple[float, float]:
     """How often the 95% interval of a difference holds the true one, and its mean width."""
     rng = np.random.default_rng(7)
