@@ -38,7 +38,8 @@ from spread import Grid, environment
 
 from moon.data.items import Source
 from moon.errors import MoonError, UsageError
-from moon.export.fitting import FitImages, fit_scores
+from moon.export.fit_images import FitImages
+from moon.export.fitting import Fitting, fit_scores
 from moon.export.graph import array, initializers
 from moon.export.head import carried_scores
 from moon.export.pack import pack
@@ -49,6 +50,7 @@ from moon.scores import SCORE_TABLE, FittedScore
 NONE, DEFAULT = "no head", "default head"
 WHOLE, AFTER, HOT = "whole model, ", "after the model, ", "over and over, "
 SMALL = 1_000_000  # bytes of constants
+_COOLED = "temperature"
 RUNS, HOT_RUNS = 3, 50
 Arrays = dict[str, NDArray[Any]]
 Figures = dict[str, Any]
@@ -154,17 +156,27 @@ def fit(
 ) -> tuple[tuple[FittedScore, ...], Mapping[str, str]]:
     """The scores as an export fits them, and why any was left out."""
     source = Source(spec="smooth random images", items=list(model.images), labels=model.labels)
-    found = fit_scores(
-        model.body,
-        FitImages(training=source, held_out=source),
-        score="ebo",
-        carry=("all",) if every else names,
-        settings={},
-        classes=[str(i) for i in range(model.outputs - 1)],
-        preprocess=model.preprocess,
-        unknown_index=model.unknown_index,
-    )
-    return found.scores, found.left_out
+
+    def fitted(images: FitImages, carry: Sequence[str]) -> Fitting:
+        return fit_scores(
+            model.body,
+            images,
+            score="ebo",
+            carry=carry,
+            settings={},
+            classes=[str(i) for i in range(model.outputs - 1)],
+            preprocess=model.preprocess,
+            unknown_index=model.unknown_index,
+        )
+
+    # A temperature takes images that no other score is fitted to, and there are no others here.
+    others = ("all",) if every else tuple(name for name in names if name != _COOLED)
+    found = fitted(FitImages(training=source, held_out=None), others)
+    left_out = {name: why for name, why in found.left_out.items() if name != _COOLED}
+    if not every and _COOLED not in names:
+        return found.scores, left_out
+    cooled = fitted(FitImages(training=None, held_out=source), [_COOLED])
+    return (*cooled.scores, *found.scores), left_out
 
 
 def constants_bytes(model: Model, score: FittedScore) -> int:

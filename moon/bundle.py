@@ -4,7 +4,7 @@
     model.onnx      the graph, its thresholds initializers and one an optional input
     gate.json       the calibrated gates; missing until calibrated
     golden.npz      a few inputs with the outputs expected of every backend
-    training.json   a sample of the training images' fingerprints; not in every bundle
+    training.json   fingerprints of some images that were trained on or fitted to; not always
     engines/        compiled engines and tuning plans, each with a sidecar
 
 Opening checks everything: a flipped byte, a file that is not listed, a path or symbolic link
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from moon.data.fingerprint import TrainingSketch
 from moon.data.preprocess import Preprocess
+from moon.data.training_file import FittedSketch, TrainingFile
 from moon.errors import BundleError
 from moon.fields import Fields
 from moon.files import replacing_directory, sha256_bytes, sha256_file
@@ -57,6 +58,7 @@ class Bundle:
         gate_score: the score the graph gates by.
         by_class: the graph has a threshold for each class; bundles of earlier releases do not.
         training: a sample of the training images' fingerprints, where the bundle has one.
+        fitted: samples of other images, that scores it carries were fitted to.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Bundle:
     gate_score: str
     by_class: bool
     training: TrainingSketch | None = None
+    fitted: tuple[FittedSketch, ...] = ()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -81,8 +84,8 @@ class Bundle:
                 _check_file(root, name, entry)
         gates = _read_gates(root, manifest)
         graph = check_graph(_read(root, manifest, "model.onnx"), manifest, gates)
-        training = _read_training(root, manifest)
-        bundle = cls(root, manifest, gates, graph.score, graph.by_class, training)
+        seen = _read_training(root, manifest)
+        bundle = cls(root, manifest, gates, graph.score, graph.by_class, seen.training, seen.fitted)
         _check_golden(bundle.golden(), manifest)
         return bundle
 
@@ -281,14 +284,14 @@ def _read_gates(root: Path, manifest: Manifest) -> dict[str, Gate]:
     return gates
 
 
-def _read_training(root: Path, manifest: Manifest) -> TrainingSketch | None:
+def _read_training(root: Path, manifest: Manifest) -> TrainingFile:
     if _TRAINING not in manifest.files:
-        return None
+        return TrainingFile()
     try:
         plain = json.loads(_read(root, manifest, _TRAINING).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{_TRAINING} is not readable JSON: {error}", remedy=_REMEDY) from error
-    return TrainingSketch.from_json(
+    return TrainingFile.from_json(
         plain, _TRAINING, lambda cause: BundleError(cause, remedy=_REMEDY)
     )
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from moon.bundle import Bundle, Golden, gates_bytes, golden_bytes, write_bundle
+from moon.data.training_file import TrainingFile
 from moon.errors import BundleError
 from moon.gate import Gate
 from moon.onnxfile import has_initializer, patch_matrix, patch_scalar, patch_vector
@@ -80,8 +81,9 @@ def with_gate(
             if f"p_{name}" in arrays:
                 arrays[f"p_{name}"] = table.p_values(row, arrays[f"score_{name}"])
     files = _engines(bundle)
-    if bundle.training is not None:
-        files["training.json"] = bundle.training.to_bytes()
+    seen = TrainingFile(bundle.training, bundle.fitted).to_bytes()
+    if seen is not None:
+        files["training.json"] = seen
     files["model.onnx"] = model
     files["gate.json"] = gates_bytes(gates)
     files["golden.npz"] = golden_bytes(arrays.pop("pixels"), arrays)

@@ -17,6 +17,8 @@ __all__ = ["calibrate_risk", "fewest_for_risk"]
 
 _PLACING_SHARE = 5  # one in five
 _STEPS = 100
+# A perfect model's gate is to be had with this probability at the fewest images that are named.
+_SURE = 0.99
 # The first test must be one a good model passes: room for an error or two in its images, and
 # enough of them that chance does not leave it with hardly any.
 _FIRST_TEST = 4
@@ -56,8 +58,8 @@ def calibrate_risk(
         evidence: backend, data hash and reason quantiles to record.
 
     Raises:
-        CalibrationError: too few scores for any test to pass, and how many it would take; or
-            no threshold keeps the promise.
+        CalibrationError: too few scores for any test to pass, or too few reached the only
+            threshold, and how many it would take; or no threshold keeps the promise.
         UsageError: a rate is out of range, or the shapes differ.
     """
     exact, failing = rate(risk, "risk"), rate(delta, "delta")
@@ -73,7 +75,7 @@ def calibrate_risk(
         promise = f"an error of at most {float(exact):g} at delta {float(failing):g}"
         raise too_few(len(values), fewest_for_risk(exact, failing), promise)
     thresholds = _thresholds(values[placing], len(testing), enough)
-    threshold = _walk(values[testing], correct[testing], thresholds, exact, failing)
+    threshold = _walk(values[testing], correct[testing], thresholds, exact, failing, len(values))
     errors, accepted = _count(values[testing], correct[testing], threshold)
     scores, ranks = stored(everything, None)
     achieved: Achieved = {
@@ -106,12 +108,30 @@ def _parts(n: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def fewest_for_risk(risk: Fraction, delta: Fraction) -> int:
-    """The smallest n with which any threshold can keep the promise."""
-    tested = smallest_zero_tail(risk, delta)
-    n = max(tested, tested * _PLACING_SHARE // (_PLACING_SHARE - 1) - 2)
-    while n - n // _PLACING_SHARE < tested:
+    """The smallest n that gives a gate to a model without errors, in 99 of 100 draws.
+
+    Fewer can do, down to those whose tested part alone is enough, but only by luck: the one
+    threshold that so few images place is the lowest of the placing part, and what the tested
+    part has below it does not count.
+    """
+    enough = smallest_zero_tail(risk, delta)
+    n = max(enough, enough * _PLACING_SHARE // (_PLACING_SHARE - 1) - 2)
+    while _chance_without_errors(n, enough) < _SURE:
         n += 1
     return n
+
+
+def _chance_without_errors(n: int, enough: int) -> float:
+    """The chance that at least ``enough`` of the tested scores reach the lowest placing one.
+
+    That is, that not all of the lowest of the n scores, one more than can be spared, are
+    tested ones; scores that tie only make it likelier.
+    """
+    tested = n - n // _PLACING_SHARE
+    spare = tested - enough
+    if spare < 0:
+        return 0.0
+    return 1.0 - math.prod((tested - i) / (n - i) for i in range(spare + 1))
 
 
 def _thresholds(values: NDArray[np.float32], tested: int, enough: int) -> list[float]:
@@ -133,6 +153,7 @@ def _walk(
     thresholds: list[float],
     risk: Fraction,
     delta: Fraction,
+    n: int,
 ) -> float:
     passed = math.nan
     for threshold in thresholds:
@@ -142,6 +163,14 @@ def _walk(
         passed = threshold
     if math.isnan(passed):
         errors, accepted = _count(values, correct, thresholds[0])
+        fewest = fewest_for_risk(risk, delta)
+        if not errors and n < fewest:
+            raise CalibrationError(
+                f"{n} calibration images were too few this time: the one threshold they allow "
+                f"accepts {accepted} of those tested, none of them wrong, and an error of at most "
+                f"{float(risk):g} takes {smallest_zero_tail(risk, delta)}",
+                remedy=f"Use at least {fewest} held-out images, or a larger rate",
+            )
         raise CalibrationError(
             f"no threshold keeps the error at most {float(risk):g}: the strictest tested "
             f"accepts {accepted} images with {errors} errors",

@@ -93,13 +93,14 @@ def test_calibration_fills_every_scores_row(
             ranked = np.sort(known[f"score_{name}"])
             truth = (1 + np.searchsorted(ranked, asked[f"score_{name}"], side="right")) / (n + 1)
             p = asked[f"p_{name}"].astype(np.float64)
-            assert (p <= truth).all()
-            assert p == pytest.approx(truth, rel=2e-7 if n <= 1024 else 0.01)
-    # Accepting is p > alpha, in the graph as well; and gate.json's p is the same or larger.
+            # Never too small, but for rounding to float32.
+            assert (p >= truth * (1 - 2e-7)).all()
+            assert p == pytest.approx(truth, rel=2e-7 if n <= 1024 else 0.025)
+    # Accepting is p > alpha, in the graph as well; and gate.json's p is the same or smaller.
     assert np.array_equal(asked["accept"], asked[f"p_{gate.score}"] > 0.05)
     own = np.array([gate.p_value(float(one)) for one in asked["score"]])
-    assert (asked[f"p_{gate.score}"] <= own).all()
-    assert asked[f"p_{gate.score}"] == pytest.approx(own, rel=0.012 if n > 1024 else 2e-7)
+    assert (asked[f"p_{gate.score}"] >= own * (1 - 2e-7)).all()
+    assert asked[f"p_{gate.score}"] == pytest.approx(own, rel=0.025 if n > 1024 else 2e-7)
 
 
 def test_golden_p_values_follow(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from moon.errors import CalibrationError, UsageError
-from moon.risk_calibration import calibrate_risk
+from moon.gate_calibration import rate
+from moon.risk_calibration import _chance_without_errors, calibrate_risk, fewest_for_risk
 
 
 def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,10 +74,42 @@ def test_scores_that_are_not_finite_are_never_accepted() -> None:
 
 
 def test_too_few_says_how_many() -> None:
-    # 59 must remain after a fifth placed the thresholds: 73 - 14.
+    # 59 must remain after a fifth placed the thresholds: 73 - 14. And where scores differ, some
+    # of the 59 are below that threshold.
     calibrate_risk(np.zeros(73), np.ones(73), 0.05, 0.05)
-    with pytest.raises(CalibrationError, match=r"72 .*at least 73 held-out"):
+    with pytest.raises(CalibrationError, match=r"72 .*at least 96 held-out"):
         calibrate_risk(np.zeros(72), np.ones(72), 0.05, 0.05)
+
+
+@pytest.mark.parametrize(("risk", "least"), [(0.01, 373), (0.05, 73), (0.1, 36), (0.5, 6)])
+def test_the_number_that_is_named_is_enough_where_nothing_is_wrong(risk: float, least: int) -> None:
+    named = fewest_for_risk(rate(risk, "risk"), Fraction(1, 20))
+    assert named <= 1.1 * least + 20  # not bought by asking for many
+
+    def made(n: int, draws: int) -> float:
+        rng = np.random.default_rng(n)
+        count = 0
+        for seed in range(draws):
+            try:
+                gate = calibrate_risk(rng.normal(size=n), np.ones(n), risk, seed=seed)
+            except CalibrationError as error:
+                assert n >= named or f"at least {named} held-out" in str(error)
+                continue
+            assert gate.achieved["error_bound"] <= risk
+            count += 1
+        return count / draws
+
+    assert made(named, 400) > 0.97
+    assert made(least, 100) < 0.4
+    assert made(least - 1, 3) == 0
+
+
+def test_the_chance_of_enough_is_that_of_a_draw() -> None:
+    """Of 7 scores 1 is placed; 5 of the other 6 reach it when it is the lowest or the next."""
+    assert _chance_without_errors(7, 5) == pytest.approx(2 / 7)
+    assert _chance_without_errors(7, 6) == pytest.approx(1 / 7)
+    assert _chance_without_errors(7, 7) == 0
+    assert _chance_without_errors(4, 2) == 0  # none is placed
 
 
 def test_a_hopeless_model_is_refused_with_its_figures() -> None:

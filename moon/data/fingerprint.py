@@ -28,6 +28,7 @@ from moon.files import canonical_json
 
 __all__ = [
     "MOST",
+    "SCHEMA_VERSION",
     "Fingerprints",
     "Overlap",
     "Sketched",

@@ -47,9 +47,16 @@ def match_labels(source: Source, classes: Sequence[str]) -> Labels | None:
 
 
 def known_labels(
-    source: Source, indices: npt.NDArray[np.int64], classes: Sequence[str]
+    source: Source,
+    indices: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    *,
+    role: str = "in-distribution",
 ) -> Labels | None:
     """Labels of in-distribution items as indices into ``classes``, or None where none has one.
+
+    Args:
+        role: what the source is for, as errors call it.
 
     Raises:
         DataError: an item is of a class the model does not know, so it is not in-distribution.
@@ -64,7 +71,7 @@ def known_labels(
         examples = sorted({names[i] for i in given[foreign]})
         shown = ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else "")
         raise DataError(
-            f"{int(foreign.sum()):,} of {len(given):,} items of the in-distribution source "
+            f"{int(foreign.sum()):,} of {len(given):,} items of the {role} source "
             f"{source.spec} are of classes the bundle does not know ({shown})",
             remedy="Keep the known classes with a filter, as {label in 0..7}, or rename them",
         )

@@ -15,6 +15,7 @@ from moon.bundle import Bundle
 from moon.data.source import Source
 from moon.data.spec import parse
 from moon.errors import MoonError
+from moon.evaluation.by_class import beyond_chance
 from moon.evaluation.findings import rejects_more, were
 from moon.evaluation.measure import GROUPS
 from moon.evaluation.metrics import Ints
@@ -45,8 +46,8 @@ def set_warnings(
         yield "The bundle is not calibrated: run moon calibrate to give it a threshold."
     elif jpeg is None and rejects_more(gate):
         yield (
-            f"It rejects {1 - gate['id']['accept']:.1%} of these known inputs, more than its "
-            "calibration makes likely: they may not be like the images it was calibrated on."
+            f"It rejects {_too_many(gate)}, more than its calibration makes likely: they may not "
+            "be like the images it was calibrated on."
         )
     if labels is None:
         yield "The known inputs have no labels, so accuracy and ECE are not known."
@@ -84,9 +85,16 @@ def overlap_warnings(found: Sequence[Figures]) -> Iterator[str]:
             if one["group"] == "id"
             else "they are not unknown inputs, and no score can tell them apart"
             if one["with"].startswith("the known")
+            else f"they count twice, in the figures of {_both(one)}"
+            if one.get("of_group")
             else "the model has learnt from them"
         )
         yield f"{one['set']}: {what}; {meaning}."
+
+
+def _both(one: Figures) -> str:
+    group, other = one["group"], one["of_group"]
+    return f"both sets and the mean of {group}" if group == other else f"{group} and of {other}"
 
 
 def training_checked(checks: Figures | None) -> str | None:
@@ -123,6 +131,15 @@ def turned_round(scores: Figures, gate: Figures | None) -> Iterator[str]:
             if figures["auroc"] < _SWAPPED:
                 said += " That far below 50%, look whether the known and unknown sets are swapped."
             yield said
+
+
+def _too_many(gate: Figures) -> str:
+    if not gate.get("by_class"):
+        return f"{1 - gate['id']['accept']:.1%} of these known inputs"
+    surest, *others = beyond_chance(gate["by_class"], gate["alpha"])
+    names = ", ".join(surest["classes"][:3]) + (", ..." if len(surest["classes"]) > 3 else "")
+    more = f", and too many of {len(others)} other classes" if others else ""
+    return f"{surest['reject']:.1%} of the known inputs predicted as {names}{more}"
 
 
 def _absent_classes(bundle: Bundle, labels: Ints) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from moon.evaluation.by_class import beyond_chance, judged_by_class
 from moon.evaluation.measure import GROUPS
 from moon.evaluation.observe import Observed
 from moon.evaluation.words import asked, percent
@@ -26,6 +27,9 @@ _QUALITY = (
     (0.50, "poor", "bad"),
     (0.00, "the wrong way round", "bad"),
 )
+# The most unknown images that a gate may let through to be called excellent, very good, good, fair,
+# weak, poor: however well its score ranks them, it is the gate that decides.
+_LETS_THROUGH = (0.05, 0.15, 0.30, 0.50, 0.80, 1.00)
 _MUCH_BETTER = 0.02
 # An interval of AUROC wider than this makes any word for it a guess.
 _VAGUE, _UNTOLD = 0.15, 0.3
@@ -80,9 +84,9 @@ def _promise(gate: Figures | None) -> tuple[str, str, str]:
         measured, limit = 1 - gate["id"]["accept"], gate["alpha"]
         low = 1 - gate["id"]["accept_ci95"][1]
         what, chance = "of known images rejected", not rejects_more(gate)
+    if gate.get("by_class"):
+        return "promise", *judged_by_class(gate["by_class"], limit, measured)
     promised = f"at most {asked(limit)} was promised"
-    if gate.get("per_class"):
-        promised += " of those predicted as each class"
     if gate["id"]["n"] * limit < 1 and (measured <= limit or chance):
         return "promise", "none", (
             f"{gate['id']['n']} known image{'s are' if gate['id']['n'] > 1 else ' is'} too few to "
@@ -108,7 +112,9 @@ def _unpromised(gate: Figures, jpeg: int) -> tuple[str, str, str]:
 
 
 def rejects_more(gate: Figures) -> bool:
-    """Whether the measured reject rate is beyond both intervals: sampling and calibration."""
+    """Whether more is rejected than sampling and calibration allow; by class, of any class."""
+    if gate.get("by_class"):
+        return bool(beyond_chance(gate["by_class"], gate["alpha"]))
     lowest_rejected = 1 - gate["id"]["accept_ci95"][1]
     return bool(lowest_rejected > gate["achieved"]["ci95"][1])
 
@@ -118,7 +124,8 @@ def _told_apart(
 ) -> tuple[str, str, str]:
     area = scores[main][group]["auroc"]
     low, high = scores[main][group].get("auroc_ci95") or (area, area)
-    word, state = next((word, state) for least, word, state in _QUALITY if area >= least)
+    missed = None if gate is None else 1 - gate[group]["reject"]
+    word, state, alone = _quality(area, missed or 0.0)
     if high - low > _UNTOLD:
         word, state = "not known by so few images", "none"
     elif low <= 0.5 <= high and low < high:
@@ -129,14 +136,23 @@ def _told_apart(
     text += f" by {main}"
     if high - low > _VAGUE:
         text += f", and anything from {percent(low)} to {percent(high)} for all that is known"
-    if gate is not None:
-        missed = 1 - gate[group]["reject"]
-        text += f"; the gate lets {percent(missed)} of them through"
+    if missed is not None:
+        lower = word in [name for _, name, _ in _QUALITY] and word != alone
+        text += f", {alone} by itself, but" if lower else ";"
+        text += f" the gate lets {percent(missed)} of them through"
     text += ")."
     best = max(scores, key=lambda name: scores[name][group]["auroc"])
-    if scores[best][group]["auroc"] > area + _MUCH_BETTER:
+    if scores[best][group]["auroc"] > max(area + _MUCH_BETTER, 0.5):
         text += f" The score {best} does better here: {percent(scores[best][group]['auroc'])}."
     return group, state, text
+
+
+def _quality(area: float, missed: float) -> tuple[str, str, str]:
+    """Word and state of an AUROC, lowered to what the gate lets through; the word unlowered."""
+    ranked = next(i for i, (least, *_) in enumerate(_QUALITY) if area >= least)
+    gated = next((i for i, most in enumerate(_LETS_THROUGH) if missed <= most), 0)
+    _, word, state = _QUALITY[max(ranked, gated)]
+    return word, state, _QUALITY[ranked][1]
 
 
 def _corrupted(corruptions: Figures) -> Iterator[tuple[str, str, str]]:

@@ -83,7 +83,11 @@ def mean_fpr95_ci(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[Interval, Interval]:
-    """95% intervals of the means over the sets of ``fpr95_id_pos`` and of ``fpr95_ood_pos``."""
+    """95% intervals of the means over the sets of ``fpr95_id_pos`` and of ``fpr95_ood_pos``.
+
+    A set of which no resample lets any through adds no spread, yet is not certain: what its own
+    interval allows is added as in ``mean_rate_ci``.
+    """
     rng = np.random.default_rng(seed)
     known = np.sort(id_scores)
     sets = [np.sort(scores) for scores in ood_scores]
@@ -99,8 +103,9 @@ def mean_fpr95_ci(
     shares = np.searchsorted(known, own, side="right") / len(known)
     rejected = _counted_together(shares, len(known), rng) / len(known)
     return (
-        _percentiles(np.mean(passed, axis=0), _alike(sets)),
-        _percentiles(np.mean(rejected, axis=1), len(known)),
+        _mean_percentiles(np.stack(passed, axis=1), [len(one) for one in sets], _alike(sets)),
+        # All of the one set of known images, so what is not certain of them adds up.
+        _mean_percentiles(rejected, [len(known)] * len(sets), len(known), shared=True),
     )
 
 
@@ -172,6 +177,30 @@ def _percentiles(drawn: Floats, n: int) -> Interval:
         trial = rate_ci(round(low * n), n)
         return min(low, trial[0]), max(high, trial[1])
     return low, high
+
+
+def _mean_percentiles(
+    drawn_RS: Floats, sizes: Sequence[int], alike: int, *, shared: bool = False
+) -> Interval:
+    """Of the mean over S sets, by its resamples and the intervals of sets that have no spread."""
+    drawn, count = drawn_RS.mean(axis=1), drawn_RS.shape[1]
+    lows, highs = np.quantile(drawn_RS, [0.025, 0.975], axis=0)
+    still = np.flatnonzero(lows == highs).tolist()
+    low, high = map(float, np.quantile(drawn, [0.025, 0.975]))
+    if len(still) == count:
+        trial = rate_ci(round(float(lows.mean()) * alike), alike)
+        return min(low, trial[0]), max(high, trial[1])
+    if not still:
+        return low, high
+    mean = float(np.clip(drawn.mean(), low, high))
+    own = [(lows[s], *rate_ci(round(lows[s] * sizes[s]), sizes[s])) for s in still]
+    power = 1 if shared else 2
+    down = sum(((rate - least) / count) ** power for rate, least, _ in own) ** (2 / power)
+    up = sum(((most - rate) / count) ** power for rate, _, most in own) ** (2 / power)
+    return (
+        max(0.0, mean - math.sqrt((mean - low) ** 2 + down)),
+        min(1.0, mean + math.sqrt((high - mean) ** 2 + up)),
+    )
 
 
 def _alike(sets: Sequence[Floats]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from moon.bundle import Bundle
+from moon.evaluation.by_class import by_class_figures
 from moon.evaluation.intervals import (
     auroc_ci,
     fpr95_ci,
@@ -74,6 +75,7 @@ def gate_figures(
     if gate is None:
         return None
     figures: dict[str, Any] = {**gate.to_json(stored=False), "id": _accepted_figures(known, labels)}
+    figures["by_class"] = by_class_figures(gate, known)
     for group in GROUPS:
         sets = {}
         for set_name, seen in groups[group].items():

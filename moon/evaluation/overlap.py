@@ -1,6 +1,6 @@
 """Images that are in two sets at once, which makes the figures of both mean less.
 
-Three checks: of the evaluated sets among each other by the pixels the model sees, whatever the
+Three checks: of each pair of the evaluated sets by the pixels the model sees, whatever the
 files; of each against the images the bundle was trained and validated on, where the bundle
 records a SOURCE that can be opened here, by the bytes as stored; and, anywhere, against the
 sample of training images whose fingerprints the bundle carries, by pixels again.
@@ -8,6 +8,7 @@ sample of training images whose fingerprints the bundle carries, by pixels again
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +35,9 @@ _TRAINING = "the training data"
 def overlaps(
     sets: Sequence[EvalSet], seen: Mapping[tuple[str, str], Observed]
 ) -> list[dict[str, Any]]:
-    """Unknown sets that hold images of the known set, pixel for pixel.
+    """Unknown sets that hold images of the known set, or of another, pixel for pixel.
+
+    Two unknown sets that share images are one entry, of the later with the earlier.
 
     Args:
         seen: what was observed of each set, by its key.
@@ -45,6 +48,11 @@ def overlaps(
         shared = np.isin(seen[one.key].pixels, seen[known.key].pixels)
         if shared.any():
             found.append(_overlap(one, shared, "the known images"))
+    for one, other in itertools.combinations(others, 2):
+        shared = np.isin(seen[other.key].pixels, seen[one.key].pixels)
+        if shared.any():
+            where = f"those of the {one.group} set {one.name}"
+            found.append({**_overlap(other, shared, where), "of_group": one.group})
     return found
 
 

@@ -88,6 +88,10 @@ def view(bundle: Figures, name: str) -> dict[str, Any]:
                 "roc": Markup(plots.roc_plot(score, entry["roc"], own, figures)),
                 "styles": plots.styles(entry["roc"]),
                 "fpr_ci": ", ".join(_intervals(figures)),
+                "apart": any(
+                    one["auroc"] in (0, 1) and one.get("auroc_ci95") is not None
+                    for *_, one in set_figures(figures)
+                ),
             }
         )
     return {

@@ -21,7 +21,7 @@ from moon.export.checks import (
     compare,
     require,
 )
-from moon.export.fitting import asked_scores
+from moon.export.fit_settings import asked_scores
 from moon.export.graph import HEAD, array, initializers, weight_names
 from moon.export.half import to_half
 from moon.export.head import add_head, add_normalisation

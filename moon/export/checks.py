@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 from moon.errors import BackendError, ExportError, ParityError
 from moon.export.classifier import classifier_input
 from moon.export.graph import array, copied, densify, initializers, prune, weight_names
+from moon.export.score_errors import ScoreParityError
 from moon.export.session import Session, run
 from moon.runtime.verify import tolerance
 from moon.scores import SCORES, FittedScore
@@ -210,31 +211,28 @@ def check_scores(
         By score, the largest difference, as a share of the score's size.
 
     Raises:
-        ParityError: a score differs by more than 1e-4 of its size.
+        ScoreParityError: a score differs by more than 1e-4 of its size.
     """
     if not fitted:
         return {}
     probe = copied(model)
     name = classifier_input(probe)
-    declared = {value.name for value in probe.graph.output}
-    if name is not None and name not in declared:
+    if name is not None and name not in {value.name for value in probe.graph.output}:
         value = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         probe.graph.output.append(value)
     outputs = Session(probe).run_batches("input", items)
     found = {}
     for one in fitted:
-        given = {"logits": outputs["logits"]}
-        if name is not None:
-            given["features"] = outputs[name]
+        given = {"logits": outputs["logits"], "features": outputs.get(name or "")}
         expected = one.score(**{key: given[key] for key in one.reads})
         got = outputs[f"score_{one.name}"].astype(np.float64)
         size = np.maximum(1.0, np.abs(expected))
         worst = float((np.abs(got - expected) / size).max(initial=0.0))
         if not worst <= _SCORE:
-            raise ParityError(
+            raise ScoreParityError(
+                one.name,
                 f"the score {one.name} of the graph differs by {worst:.3g} of its size from "
                 f"its definition, more than {_SCORE:g}, over {len(expected)} images",
-                remedy="Leave that score out",
             )
         found[one.name] = worst
     return found

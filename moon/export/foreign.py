@@ -15,11 +15,12 @@ from moon.data.items import Source
 from moon.data.preprocess import Interpolation, Preprocess
 from moon.data.source import open_source
 from moon.errors import UsageError
-from moon.export.assemble import Description, assemble, check_free
+from moon.export.assemble import assemble, check_free
 from moon.export.build import Classifier, InputType, Options
-from moon.export.fitting import FIT_LIMIT
+from moon.export.fit_images import FIT_LIMIT
 from moon.export.intake import Foreign, read_foreign
 from moon.export.pack import Values, Weights
+from moon.export.record import Description
 from moon.export.session import Session
 from moon.files import sha256_file
 from moon.progress import Progress, silent

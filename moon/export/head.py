@@ -48,13 +48,12 @@ from moon.export.classifier import classifier_input
 from moon.export.graph import copied
 from moon.export.nodes import HeadNodes
 from moon.export.score_nodes import check_fits, emit
+from moon.p_table import PTable
 from moon.scores import SCORE_TABLE, FittedScore
 
-__all__ = ["CARRIED", "P_SCORES", "RESERVED", "add_head", "add_normalisation", "carried_scores"]
+__all__ = ["CARRIED", "RESERVED", "add_head", "add_normalisation", "carried_scores"]
 
 CARRIED: tuple[str, ...] = ("msp", "ebo", "mls", "unknown")
-# Calibration scores that a graph keeps for a score's p-values.
-P_SCORES = 1024
 # Names a body may not use for values of its own.
 RESERVED: frozenset[str] = frozenset(
     {
@@ -141,8 +140,8 @@ def add_head(
     graph.initializer.extend(head.tensors)
     settings = _settings(threshold, len(head.known), scores.index(gate_score))
     if p_values:
-        settings["p_scores"] = np.full((len(scores), P_SCORES), np.inf, dtype=np.float32)
-        settings["p_levels"] = np.full((len(scores), P_SCORES + 1), np.nan, dtype=np.float32)
+        blank = PTable.blank(len(scores))
+        settings |= {"p_scores": blank.scores, "p_levels": blank.levels}
     graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in settings.items())
     graph.input.append(helper.make_tensor_value_info("threshold", TensorProto.FLOAT, []))
     del graph.output[:]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from moon.errors import ExportError
+from moon.export.score_errors import ScoreError
 from moon.export.score_nodes_layer import LastLayer
 
 __all__ = ["HeadNodes", "Shifted", "narrowed"]
@@ -50,7 +50,7 @@ def narrowed(score: str, field: str, values: ArrayLike, *, divisor: bool = False
         divisor: it must not vanish either.
 
     Raises:
-        ExportError: float32 cannot hold it.
+        ScoreError: float32 cannot hold it.
     """
     wide = np.asarray(values, dtype=np.float64)
     with np.errstate(over="ignore", under="ignore"):
@@ -58,7 +58,8 @@ def narrowed(score: str, field: str, values: ArrayLike, *, divisor: bool = False
     if not np.isfinite(narrow).all() or (divisor and (narrow == 0).any()):
         size = np.abs(wide)
         worst = size.min() if np.isfinite(narrow).all() else size.max()
-        raise ExportError(
+        raise ScoreError(
+            score,
             f"the constant {field} of the score {score} holds {worst:.3g}, which float32 cannot",
             remedy=f"Export without the score {score}",
         )
@@ -98,7 +99,7 @@ class HeadNodes:
         """A score's constant, as the float32 initializer ``head/<score>/<field>``.
 
         Raises:
-            ExportError: see :func:`narrowed`.
+            ScoreError: see :func:`narrowed`.
         """
         return self.constant(f"{score}/{field}", narrowed(score, field, values, divisor=divisor))
 
@@ -194,10 +195,11 @@ class HeadNodes:
         """What the last linear layer reads, [N, D].
 
         Raises:
-            ExportError: the model ends in none; names the score that needs it.
+            ScoreError: the model ends in none; names the score that needs it.
         """
         if not self._last.nodes:
-            raise ExportError(
+            raise ScoreError(
+                score,
                 f"the score {score} needs features, and the model does not end in a linear layer",
                 remedy=f"Export without the score {score}",
             )

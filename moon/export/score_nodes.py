@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moon.errors import ExportError
 from moon.export.nodes import HeadNodes
+from moon.export.score_errors import ScoreError
 from moon.export.score_nodes_features import FEATURE_NODES
 from moon.scores import SCORE_TABLE, FittedScore
 
@@ -148,7 +148,7 @@ def emit(head: HeadNodes, name: str, fitted: Constants | None = None) -> str:
         fitted: the constants, as ``FittedScore.to_arrays`` gives them; None where it has none.
 
     Raises:
-        ExportError: the graph lacks what the score needs, or float32 cannot hold a constant.
+        ScoreError: the graph lacks what the score needs, or float32 cannot hold a constant.
     """
     return SCORE_NODES[name](head, fitted or {})
 
@@ -157,7 +157,7 @@ def check_fits(head: HeadNodes, fitted: FittedScore) -> None:
     """The score is of the head's own model: its logits, its features' width, its last layer.
 
     Raises:
-        ExportError: it is not.
+        ScoreError: it is not.
     """
     constants = fitted.to_arrays()
     right = True
@@ -176,7 +176,8 @@ def check_fits(head: HeadNodes, fitted: FittedScore) -> None:
         head.features(fitted.name)
         right &= _same_layer(head, constants)
     if not right:
-        raise ExportError(
+        raise ScoreError(
+            fitted.name,
             f"the score {fitted.name} was fitted to another model than this one",
             remedy="Fit it to the model that is exported",
         )

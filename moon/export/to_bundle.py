@@ -10,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.bundle import Bundle
+from moon.data.fingerprint import TrainingSketch, sketch
 from moon.data.items import Source
 from moon.data.load import data_sha256
 from moon.data.source import open_source
-from moon.errors import DataError, ExportError, MissingExtraError, UsageError
-from moon.export.assemble import Description, assemble, check_free
+from moon.errors import DataError, ExportError, ImageError, MissingExtraError, UsageError
+from moon.export.assemble import assemble, check_free
 from moon.export.build import Classifier, InputType, Options
-from moon.export.fitting import FIT_LIMIT, asked_scores
+from moon.export.fit_images import FIT_LIMIT
+from moon.export.fit_settings import asked_scores
 from moon.export.foreign import from_onnx
 from moon.export.pack import Values, Weights
+from moon.export.record import Description
 from moon.export.trace import trace
 from moon.progress import Progress, silent
 
@@ -118,7 +121,7 @@ def to_bundle(
         source=source,
         training=training,
         fit_limit=fit_limit,
-        trained_on=checkpoint.training,
+        trained_on=_trained_on(checkpoint),
         reject=reject,
         force=force,
         progress=progress,
@@ -179,6 +182,21 @@ def _training(checkpoint: Checkpoint, fit: str | Source | None) -> Source | None
             f"the run's training images, to fit the score to, cannot be read: {error.cause}",
             remedy="Give them with --fit",
         ) from error
+
+
+def _trained_on(checkpoint: Checkpoint) -> TrainingSketch | None:
+    """Fingerprints of the training images, made now for a run of before there were any.
+
+    None where the images are not at hand any more: an export does not fail for them.
+    """
+    if checkpoint.training is not None:
+        return checkpoint.training
+    from moon.trainer.dataset import training_source
+
+    try:
+        return sketch(training_source(checkpoint.recipe), checkpoint.preprocess)
+    except (DataError, ImageError):
+        return None
 
 
 def _reference(model: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

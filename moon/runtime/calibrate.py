@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,10 +13,7 @@ from moon.bundle import Bundle
 from moon.choice import Choice
 from moon.errors import CalibrationError, DataError, UsageError
 from moon.gate import Gate
-from moon.gate_calibration import (
-    Evidence,
-    Rate,
-)
+from moon.gate_calibration import Evidence, Rate
 from moon.p_table import PTable
 from moon.progress import Progress, silent
 from moon.rewrite import carries_p_values, gates_lost, with_gate
@@ -27,19 +22,12 @@ from moon.runtime.backend import DEFAULT, Backend, open_backend
 from moon.runtime.choose import ranked
 from moon.runtime.ood_sets import Sources, open_ood, refuse_shared
 from moon.runtime.scoring import Scored, score_images
-from moon.runtime.trained import refuse_trained
+from moon.runtime.trained import Warn, fitted_scores, refuse_fitted, refuse_trained, warn_user
 
 if TYPE_CHECKING:
     from moon.data.items import Source
 
 __all__ = ["calibrate"]
-
-
-Warn = Callable[[str], None]
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
 
 
 def calibrate(
@@ -57,7 +45,7 @@ def calibrate(
     limit: int | None = None,
     threads: int = 0,
     progress: Progress = silent,
-    warn: Warn = _warn,
+    warn: Warn = warn_user,
 ) -> Bundle:
     """Calibrate a bundle in place, and return it reopened.
 
@@ -84,11 +72,13 @@ def calibrate(
         threads: for the backend; 0 for as many as there are cores.
         progress: told how many images are done.
         warn: called with each warning: gates or p-values of other backends that do not follow,
-            and single images that were trained on.
+            single images that were trained on or that the score was fitted to, and p-values of
+            scores that were fitted to these images.
 
     Raises:
         CalibrationError: too few images for the promise, and how many it would take; more than
-            a stray few of the images were trained on; or no choice is possible.
+            a stray few of the images were trained on, or the score fitted to them; or no choice is
+            possible.
         UsageError: an argument is out of range or missing.
         BundleError: the bundle is damaged, does not carry the score, or was exported by a
             release without thresholds by class.
@@ -110,11 +100,12 @@ def calibrate(
     if name == AUTO:
         given = rows
         choosing, rows = asked.parts(given)
-        choice, seen = ranked(opened, runner, images, given, choosing, unknowns, progress)
+        choice, seen = ranked(opened, runner, images, given, choosing, unknowns, progress, warn)
         asked = replace(asked, score=choice.score)
     found = _scored(opened, runner, images, rows, asked.score, progress)
     refuse_shared(images.spec, found.fingerprints, seen)
     refuse_trained(opened, images.spec, found.fingerprints, warn)
+    refuse_fitted(opened, asked.score, images.spec, found.fingerprints, warn)
     evidence: Evidence = {
         "backend": backend,
         "data_sha256": data_sha256(images, rows),
@@ -195,6 +186,8 @@ def _written(bundle: Bundle, gate: Gate, found: Scored, backend: str, warn: Warn
     elif carries_p_values(bundle):
         names = bundle.manifest.scores
         table = PTable.of([found.scores[name] for name in names], [gate.k] * len(names))
+        for name, why in fitted_scores(bundle, found.fingerprints).items():
+            warn(f"p-values of the score {name} promise nothing now: it was {why}")
     lost = gates_lost(bundle, gate)
     name = "default" if backend == DEFAULT else backend
     written = with_gate(bundle, gate, name, p_table=table)

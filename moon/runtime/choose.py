@@ -44,6 +44,7 @@ from moon.runtime.ood_sets import (
 )
 from moon.runtime.rank import Standing, auroc, compare_scores
 from moon.runtime.scoring import Scored, score_images
+from moon.runtime.trained import Warn, fitted_scores, refuse_trained, warn_user
 from moon.scores import SCORE_TABLE
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def choose_score(
     backend: str = DEFAULT,
     threads: int = 0,
     progress: Progress = silent,
+    warn: Warn = warn_user,
 ) -> Choice:
     """Rank the scores that a bundle carries, and choose one; nothing is written.
 
@@ -80,10 +82,12 @@ def choose_score(
         backend: computes the scores.
         threads: for the backend; 0 for as many as there are cores.
         progress: told how many images are done.
+        warn: called with a warning where single images were trained on.
 
     Raises:
-        CalibrationError: fewer than 30 images, images that are in both, no score that is finite
-            on all, or every score ranks the out-of-distribution images above the others.
+        CalibrationError: fewer than 30 images, images that were trained on or are in both, no score
+            that is finite on all, or every score ranks the out-of-distribution images above the
+            others.
         DataError, ImageError: a source cannot be read or is empty.
     """
     from moon.data.source import open_source
@@ -97,7 +101,7 @@ def choose_score(
         )
     rows = sample(len(images))
     runner = open_backend(opened, backend, threads=threads)
-    return ranked(opened, runner, images, rows, rows, open_ood(ood), progress)[0]
+    return ranked(opened, runner, images, rows, rows, open_ood(ood), progress, warn)[0]
 
 
 def parts(rows: Ints) -> tuple[Ints, Ints]:
@@ -131,6 +135,7 @@ def ranked(
     choosing: Ints,
     ood: Sequence[Source],
     progress: Progress,
+    warn: Warn,
 ) -> tuple[Choice, dict[str, NDArray[np.uint64]]]:
     """The choice by the rows ``choosing`` of a source, and fingerprints of each given set.
 
@@ -144,13 +149,15 @@ def ranked(
 
     names = bundle.manifest.scores
     known = score_images(bundle, runner, images, choosing, names, progress, "choosing a score")
+    refuse_trained(bundle, images.spec, known.fingerprints, warn, "choosing")
     if ood:
         sets = [given_set(bundle, runner, source, names, progress) for source in ood]
     else:
         sets = made_sets(bundle, runner, images, choosing, known, names)
     seen = {one.told.name: one.scored.fingerprints for one in sets if ood}
     refuse_shared(images.spec, known.fingerprints, seen)
-    excluded = _not_finite(names, known, sets)
+    # A score would look better than it is on images it was fitted to.
+    excluded = {**_not_finite(names, known, sets), **fitted_scores(bundle, known.fingerprints)}
     left = [name for name in names if name not in excluded]
     if not left:
         raise CalibrationError(

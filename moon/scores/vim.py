@@ -65,11 +65,16 @@ def fit_vim(training: Training, *, dimension: int | None = None) -> Vim:
         dimension: d, from 1 to D - 1; None is :func:`principal_dimension`.
 
     Raises:
-        UsageError: an input is missing, d is out of range, or the training features lie within
-            the principal space, so that alpha is undefined.
+        UsageError: an input is missing, there is one feature, d is out of range, or the training
+            features lie within the principal space, so that alpha is undefined.
     """
     features = training.need("features", "vim")
     width = features.shape[1]
+    if width < 2:
+        raise UsageError(
+            "the score vim needs at least two features, and the last layer reads one",
+            remedy="Choose another score",
+        )
     d = principal_dimension(width) if dimension is None else dimension
     if not 1 <= d < width:
         raise UsageError(

@@ -52,6 +52,31 @@ def test_images_in_two_sets_are_counted_and_named(bundle):
     assert any("n: 2 of 80 images are also among the known images" in w for w in plain["warnings"])
 
 
+def test_images_in_two_unknown_sets_are_told_once_for_each_pair(bundle):
+    first, second, third = (list(images(N, seed=s)) for s in (2, 3, 4))
+    second[5] = first[9]
+    third[0], third[1] = first[1], second[2]
+    a, b, c = (Source(spec=f"{i}", items=s) for i, s in enumerate((first, second, third)))
+    plain = measured(bundle, near={"a": a, "b": b}, far={"c": c})
+    found = [
+        (o["set"], o["with"], o["n"], o["examples"], o["of_group"])
+        for o in plain["checks"]["overlaps"]
+    ]
+    assert found == [
+        ("b", "those of the near set a", 1, ["1[5]"], "near"),
+        ("c", "those of the near set a", 1, ["2[0]"], "near"),
+        ("c", "those of the near set b", 1, ["2[1]"], "near"),
+    ]
+    assert (
+        "b: 1 of 80 images are also among those of the near set a (1[5]); they count twice, in the "
+        "figures of both sets and the mean of near."
+    ) in plain["warnings"]
+    assert any(w.endswith("they count twice, in the figures of far and of near.")
+               for w in plain["warnings"])  # fmt: skip
+    apart = measured(bundle, near={"a": arrays(2), "b": arrays(3)}, far={"c": arrays(4)})
+    assert apart["checks"]["overlaps"] == []
+
+
 def test_the_same_pixels_in_another_file_are_found(bundle, tmp_path):
     from PIL import Image
 
@@ -420,9 +445,35 @@ def test_the_promise_is_judged(accept, ci, state, text):
     assert (promise["about"], promise["state"]) == ("promise", state)
     assert text in promise["text"]
     assert near["text"] == (
-        "Telling near unknown images from known ones: good (AUROC 91.0% by ebo; the gate lets "
-        "40.0% of them through). The score msp does better here: 95.0%."
+        "Telling near unknown images from known ones: fair (AUROC 91.0% by ebo, good by itself, "
+        "but the gate lets 40.0% of them through). The score msp does better here: 95.0%."
     )
+
+
+@pytest.mark.parametrize(
+    ("area", "reject", "state", "text"),
+    [
+        (0.993, 0.96, "good", "excellent (AUROC 99.3% by ebo; the gate lets 4.0% of them"),
+        (0.993, 0.64, "fair", "fair (AUROC 99.3% by ebo, excellent by itself, but the gate lets"),
+        (0.993, 0.0, "bad", "poor (AUROC 99.3% by ebo, excellent by itself, but the gate"),
+        (0.7, 0.999, "bad", "weak (AUROC 70.0% by ebo; the gate lets 0.1% of them"),
+        (0.3, 0.9, "bad", "the wrong way round (AUROC 30.0% by ebo; the gate lets 10.0% of them"),
+    ],
+)  # fmt: skip
+def test_what_is_told_apart_is_no_better_than_what_the_gate_catches(area, reject, state, text):
+    known = {"n": N, "accept": 0.96, "accept_ci95": [0.95, 0.97]}
+    gate = {**GATE, "id": known, "near": {"reject": reject}}
+    near = findings(gate, {"ebo": {"near": {"auroc": area}, "far": None}}, None)[1]
+    assert near["state"] == state
+    assert text in near["text"]
+
+
+@pytest.mark.parametrize(("other", "better"), [(0.024, False), (0.49, False), (0.52, True)])
+def test_worse_than_guessing_is_not_better(other, better):
+    scores = {"ebo": {"near": None, "far": {"auroc": 0.001}}}
+    scores["msp"] = {"near": None, "far": {"auroc": other}}
+    _, far = findings(None, scores, None)
+    assert ("The score msp does better here" in far["text"]) is better
 
 
 @pytest.mark.parametrize(

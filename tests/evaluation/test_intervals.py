@@ -195,6 +195,51 @@ def test_a_set_told_apart_completely_keeps_its_doubt_in_the_mean():
     assert many[1] < 1, "sets that overlap are left as they were"
 
 
+def test_a_set_of_which_none_passes_keeps_its_doubt_in_the_mean_of_fpr():
+    rng = np.random.default_rng(5)
+    known, mixed = rng.normal(2, 1, 4000), rng.normal(0, 1, 4000)
+    apart = np.full(40, -20.0)
+    (low, high), (own_low, own_high) = mean_fpr95_ci(known, [mixed, apart], resamples=20_000)
+    (one_low, one_high), (other_low, other_high) = fpr95_ci(known, mixed, resamples=20_000)
+    rate = RocCurve.of(known, mixed).fpr95_id_pos
+    doubt = rate_ci(0, 40)[1] / 2
+    # Distances to the limits add up as standard deviations do; below 0 there is no doubt.
+    assert high - rate / 2 == pytest.approx(np.hypot((one_high - rate) / 2, doubt), abs=0.002)
+    assert low == pytest.approx(one_low / 2, abs=0.002)
+    assert high > one_high / 2 + 0.02
+    # Of 4,000 known images none rejected is nearly certain.
+    assert own_high == pytest.approx(other_high / 2, abs=0.002)
+    assert own_low == pytest.approx(other_low / 2, abs=0.002)
+
+
+def test_doubt_of_the_same_known_images_adds_up():
+    rng = np.random.default_rng(6)
+    known, mixed = rng.normal(2, 1, 60), rng.normal(0, 1, 3000)
+    none = [np.full(3000, -20.0 - i) for i in range(3)]
+    _, (_, high) = mean_fpr95_ci(known, [mixed, *none], resamples=20_000)
+    _, (_, alone) = fpr95_ci(known, mixed, resamples=20_000)
+    rate = RocCurve.of(known, mixed).fpr95_ood_pos
+    expected = rate / 4 + np.hypot((alone - rate) / 4, 3 * rate_ci(0, 60)[1] / 4)
+    assert high == pytest.approx(expected, abs=0.01)
+    _, (_, both) = mean_fpr95_ci(known, none, resamples=1000)
+    assert both == pytest.approx(rate_ci(0, 60)[1])
+
+
+def test_the_interval_of_a_mean_with_a_perfect_set_holds_the_truth():
+    """A set of which one image in 100 passes, and so none in one draw of three."""
+    normal, held, shift = NormalDist(), 0, 3.0
+    bar = shift + normal.inv_cdf(0.05)
+    rare = bar - normal.inv_cdf(1 - 0.01)
+    truth = (1 - normal.cdf(bar) + 0.01) / 2
+    for seed in range(200):
+        rng = np.random.default_rng(seed + 9)
+        known = rng.normal(shift, 1, 20_000)
+        sets = [rng.normal(0, 1, 20_000), rng.normal(rare, 1, 100)]
+        (low, high), _ = mean_fpr95_ci(known, sets, seed=seed)
+        held += low <= truth <= high
+    assert held / 200 > 0.92
+
+
 def test_the_mean_of_rates_by_hand_and_against_simulation():
     one = rate_ci(30, 100)
     assert mean_rate_ci([0.3], [one]) == pytest.approx(one)

@@ -180,7 +180,44 @@ def test_a_gate_by_class_is_not_shown_as_one_threshold():
     assert ">threshold</text>" not in many
     assert "the threshold of the class predicted for it, by its ebo" in many
     assert "at most 5% of the known inputs predicted as each class rejected" in many
-    assert "was promised of those predicted as each class" in many
+    assert re.search(r"The promise (holds|is not contradicted)[^<]*10 predicted classes", many)
+
+
+def test_the_table_of_classes_has_the_threshold_of_each(browser, tmp_path):
+    names = (*(f"class {i}" for i in range(CLASSES)), "rare", "rarer")
+    plain = report(n=400, classes=names, per_class=True)
+    per_class = plain["gate"]["per_class"]
+    assert set(per_class["pooled"]) == {"class 3", "rare", "rarer"}
+    path = tmp_path / "report.html"
+    path.write_text(render(plain), encoding="utf-8")
+    browser.open(path)
+    table = "document.querySelector('[aria-label=\"By predicted class, table\"] table')"
+    cells = f"[...{table}.tBodies[0].rows].map(r => [r.cells[0].textContent, r.cells[5].dataset.v])"
+    shown = {name: float(bar) for name, bar in browser.evaluate(cells)}
+    assert shown == {name: per_class["classes"][name]["threshold"] for name in names}
+    heads = browser.evaluate(f"[...{table}.tHead.rows[0].cells].map(c => c.textContent)")
+    assert (heads[5], len(heads)) == ("Threshold", 8)
+    browser.evaluate(f"{table}.querySelector('th[data-column=\"7\"] button').click()")
+    column = f"[...{table}.tBodies[0].rows].map(r => Number(r.cells[7].dataset.v))"
+    sorted_by = browser.evaluate(column)
+    assert sorted_by == sorted(sorted_by, reverse=True)
+    assert browser.evaluate(f"{table}.querySelectorAll('.ends').length") == 3
+    assert browser.evaluate(f"{table}.parentNode.nextElementSibling.textContent").startswith(
+        "Shared: one threshold for the 3 classes"
+    )
+    assert browser.complaints() == []
+    assert ">Threshold<" not in render(report(n=400, classes=names))
+
+
+def test_complete_separation_says_that_its_interval_is_another():
+    plain = report(n=400, near=("a",), far=("b",))
+    said = "Where a set is told apart completely"
+    assert said not in render(plain)
+    plain["scores"]["msp"]["far"]["sets"]["b"]["auroc"] = 1.0
+    # Under the table of scores, and under that of this score's sets.
+    assert render(plain).count(said) == 2
+    plain["scores"]["msp"]["far"]["sets"]["b"]["auroc_ci95"] = None
+    assert said not in render(plain)
 
 
 def test_of_re_encoded_images_nothing_is_said_to_be_promised():

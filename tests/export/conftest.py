@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,9 +12,11 @@ import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from moon.bundle import Bundle
 from moon.data.load import data_sha256, load_pixels
 from moon.data.preprocess import Preprocess
 from moon.data.source import open_source
+from moon.export import from_onnx, to_bundle
 from moon.export.trace import trace
 from moon.trainer.accounting.flops import count_flops
 from moon.trainer.checkpoint import Checkpoint, Validation, versions
@@ -95,6 +98,26 @@ def run_folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("run")
     checkpoint.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(body: ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits network as somebody's own ONNX file: quicker than tracing it again."""
+    path = tmp_path_factory.mktemp("own") / "digits.onnx"
+    onnx.save(body, path)
+    return path
+
+
+def from_digits(path: Path, out: Path, **options: Any) -> Bundle:
+    given = {"classes": CLASSES, "unknown_index": 10, "data": TEST, **options}
+    return from_onnx(path, out, mean=PREPROCESS.mean, std=PREPROCESS.std, **given)
+
+
+@pytest.fixture(scope="session")
+def full(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose graph carries every score, and gates by one that reads features."""
+    out = tmp_path_factory.mktemp("full") / "digits"
+    return to_bundle(run_folder, out, score="vim", carry=["all"], features=True, p_values=True)
 
 
 MakeForeign = Callable[..., Path]

@@ -12,7 +12,9 @@ from moon.data.load import data_sha256
 from moon.data.source import open_source
 from moon.errors import CalibrationError, DataError, ExportError, UsageError
 from moon.export.classifier import classifier_input, classifier_weights
-from moon.export.fitting import FitImages, Fitting, asked_scores, fit_scores
+from moon.export.fit_images import FitImages
+from moon.export.fit_settings import asked_scores
+from moon.export.fitting import Fitting, fit_scores
 from moon.export.graph import copied
 from moon.export.head import CARRIED
 from moon.export.session import Session
@@ -295,3 +297,59 @@ def test_a_gates_score_is_checked_before_any_image(body: ModelProto) -> None:
     for asked in ({"score": "unknown"}, {"carry": ("unknown",)}):
         with pytest.raises(UsageError, match="needs a model with an unknown class"):
             fit(body, unknown_index=None, **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fdbd", "nci", "react", "vim", "knn", "rmds", "klm"])
+def test_too_few_images_to_fit_to_are_refused(
+    body: ModelProto, images: tuple[Source, Source], name: str
+) -> None:
+    said = rf"{name} cannot be fitted to 19 of .* for 10 classes it takes 20, 2 each.*Raise --fit-l"
+    with pytest.raises(CalibrationError, match=said):
+        fit(body, carry=(name,), training=images[0], limit=19)
+    few = images[0].select(np.arange(19))
+    with pytest.raises(CalibrationError, match=r"fitted to 19 of .*Give more with --fit"):
+        fit(body, carry=(name,), training=few)
+    found = fit(body, carry=("all",), training=few)
+    assert "cannot be fitted to 19" in found.left_out[name]
+
+
+def test_twenty_images_of_ten_classes_fit_a_mean(
+    body: ModelProto, images: tuple[Source, Source]
+) -> None:
+    found = fit(body, carry=("fdbd", "nci", "react"), training=images[0], limit=20)
+    assert [facts["images"] for facts in found.record.values()] == [20, 20, 20]
+
+
+def test_a_temperature_takes_ten_images(body: ModelProto, images: tuple[Source, Source]) -> None:
+    with pytest.raises(CalibrationError, match="too few images to fit a temperature to some, at"):
+        fit(body, score="temperature", held_out=images[1].select(np.arange(19)))
+
+
+def test_foreign_classes_are_told_of_the_source_they_are_in(
+    body: ModelProto, images: tuple[Source, Source]
+) -> None:
+    names = tuple(f"digit {name}" for name in images[0].class_names or ())
+    training, held_out = (dataclasses.replace(one, class_names=names) for one in images)
+    with pytest.raises(DataError, match="items of the training source"):
+        fit(body, carry=("react",), training=training)
+    with pytest.raises(DataError, match="items of the in-distribution source"):
+        fit(body, carry=("temperature",), held_out=held_out)
+
+
+def test_an_empty_name_is_said_to_be_empty() -> None:
+    for score, carry in (("ebo", [""]), (" ", [])):
+        with pytest.raises(UsageError, match="the name of a score is empty"):
+            asked_scores(score, carry)
+
+
+def test_a_score_can_be_taken_out_again(body: ModelProto, images: tuple[Source, Source]) -> None:
+    found = fit(body, carry=("knn", "temperature"), training=images[0], held_out=images[1])
+    assert [(one.part, one.scores) for one in found.fitted_to] == [
+        ("held-out", ("temperature",)),
+        ("training", ("knn",)),
+    ]
+    less = found.without("temperature", "it is too warm")
+    assert [one.name for one in less.scores] == list(less.record) == ["knn"]
+    assert less.left_out == {"temperature": "it is too warm"}
+    assert [one.scores for one in less.fitted_to] == [("knn",)]
+    assert less.held_out is images[1], "its images calibrate again"

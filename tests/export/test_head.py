@@ -11,9 +11,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from moon.data.preprocess import Preprocess
 from moon.errors import ExportError, UsageError
-from moon.export.head import P_SCORES, RESERVED, add_head, add_normalisation, carried_scores
+from moon.export.head import RESERVED, add_head, add_normalisation, carried_scores
 from moon.export.session import Session
 from moon.onnxfile import find_initializer, patch_scalar, patch_vector, read_scalar, read_vector
+from moon.p_table import WIDTH
 from moon.scores import SCORE_TABLE, SCORES, FittedScore, known_logits, restore_score
 
 Logits = NDArray[np.float32]
@@ -198,9 +199,9 @@ def calibrated(scores: NDArray[np.float32], unknown_index: int | None = None) ->
     model = add_head(passing(), outputs=L, unknown_index=unknown_index, p_values=True)
     data = model.SerializeToString()
     rows, n = scores.shape
-    kept = np.full((rows, P_SCORES), np.inf, np.float32)
+    kept = np.full((rows, WIDTH), np.inf, np.float32)
     kept[:, :n] = np.sort(scores, axis=1)
-    levels = np.ones((rows, P_SCORES + 1), np.float32)
+    levels = np.ones((rows, WIDTH + 1), np.float32)
     levels[:, : n + 1] = (1 + np.arange(n + 1)) / (n + 1)
     for name, values in (("p_scores", kept), ("p_levels", levels)):
         found = find_initializer(data, name)

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import ModelProto
 
 from moon.bundle import Bundle
 from moon.data.items import Source
@@ -19,6 +17,7 @@ from moon.data.load import load_pixels
 from moon.data.source import open_source
 from moon.errors import CalibrationError, DataError, ExportError, UsageError
 from moon.export import from_onnx, to_bundle
+from moon.export.fit_images import FitImages
 from moon.export.session import Session
 from moon.runtime.calibrate import calibrate
 from moon.runtime.predictor import Predictor
@@ -27,22 +26,9 @@ from moon.runtime.verify import verify
 from moon.scores import SCORE_TABLE, SCORES, Training, fit_score
 from moon.trainer.checkpoint import Checkpoint, Validation
 
-from .conftest import CLASSES, PREPROCESS, TEST, TRAIN, MakeForeign
+from .conftest import CLASSES, PREPROCESS, TEST, TRAIN, MakeForeign, from_digits
 
 OWN: dict[str, Any] = {"classes": ["a", "b", "c", "d", "e"], "mean": [0.5], "std": [0.25]}
-
-
-@pytest.fixture(scope="module")
-def digits_onnx(body: ModelProto, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits network as somebody's own ONNX file: quicker than tracing it again."""
-    path = tmp_path_factory.mktemp("own") / "digits.onnx"
-    onnx.save(body, path)
-    return path
-
-
-def from_digits(path: Path, out: Path, **options: Any) -> Bundle:
-    given = {"classes": CLASSES, "unknown_index": 10, "data": TEST, **options}
-    return from_onnx(path, out, mean=PREPROCESS.mean, std=PREPROCESS.std, **given)
 
 
 def outputs(bundle: Bundle, pixels: Any) -> dict[str, Any]:
@@ -135,13 +121,6 @@ def test_options_change_the_file_and_not_the_answers(
     assert gate.alpha == options.get("reject", 0.05)
 
 
-@pytest.fixture(scope="module")
-def full(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle whose graph carries every score, and gates by one that reads features."""
-    out = tmp_path_factory.mktemp("full") / "digits"
-    return to_bundle(run_folder, out, score="vim", carry=["all"], features=True, p_values=True)
-
-
 def test_a_graph_carries_every_score(full: Bundle, checkpoint: Checkpoint) -> None:
     """Against numpy, from features that PyTorch computes."""
     import torch
@@ -199,11 +178,18 @@ def test_p_values_in_the_graph_are_the_gates(full: Bundle) -> None:
         assert 0 < out[f"p_{name}"].min() <= out[f"p_{name}"].max() <= 1
 
 
+def left_by_a_temperature(held_out: Source) -> Source:
+    rest = FitImages(None, held_out).rest(["temperature"])
+    assert rest is not None
+    return rest
+
+
 def test_a_graph_can_gate_by_each_score_it_carries(full: Bundle, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(full.path, copy)
+    half = left_by_a_temperature(open_source(TEST))
     for name in ("knn", "rmds", "temperature"):
-        again = calibrate(copy, TEST, score=name)
+        again = calibrate(copy, half, score=name)
         gate = again.gate()
         assert gate is not None
         decisions = Predictor.open(again).predict([open_source(TEST).item(i) for i in range(40)])
@@ -340,3 +326,18 @@ def test_an_own_model_needs_no_torch(foreign: MakeForeign, tmp_path: Path) -> No
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert Bundle.open(tmp_path / "out").gate() is None
+
+
+def test_training_images_are_known_again_though_the_run_recorded_none(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    old = dataclasses.replace(checkpoint, training=None)
+    made = to_bundle(old, tmp_path / "out")
+    assert made.training is not None
+    with pytest.raises(CalibrationError, match="were trained on"):
+        calibrate(made, TRAIN)
+    recipe = dataclasses.replace(
+        checkpoint.recipe, data=dataclasses.replace(checkpoint.recipe.data, train="gone.npz#train")
+    )
+    gone = dataclasses.replace(old, recipe=recipe)
+    assert to_bundle(gone, tmp_path / "gone").training is None

@@ -14,6 +14,7 @@ from moon.data.fingerprint import TrainingSketch, pixel_fingerprint
 from moon.data.items import Source
 from moon.data.load import data_sha256
 from moon.data.source import open_source
+from moon.data.training_file import FittedSketch
 from moon.errors import CalibrationError, UsageError
 from moon.runtime.backend import open_backend
 from moon.runtime.calibrate import calibrate
@@ -97,7 +98,7 @@ def test_a_later_calibration_by_the_same_score_remembers_the_choice(
         ({}, 49),  # 30 to choose by, 19 to calibrate by
         ({"method": "pac"}, 89),
         ({"reject": 0.01}, 129),
-        ({"method": "risk", "risk": 0.1}, 66),
+        ({"method": "risk", "risk": 0.1}, 87),
     ],
 )
 def test_too_few_are_refused_by_the_smallest_number_that_would_do(
@@ -165,6 +166,58 @@ def test_gates_of_other_backends_that_are_lost_are_named(bundle: Bundle, known: 
 def sketched(bundle: Bundle, pixels: np.ndarray, of: int | None = None) -> Bundle:
     prints = np.sort(np.array([pixel_fingerprint(one) for one in pixels], np.uint64))
     return replace(bundle, training=TrainingSketch(images=of or len(prints), fingerprints=prints))
+
+
+def test_training_images_cannot_choose_either(bundle: Bundle, known: str) -> None:
+    """Those trained on are all in the part that chooses, a fifth."""
+    choosing, _ = parts(np.arange(400))
+    trained = sketched(bundle, images(400, seed=11)[choosing])
+    with pytest.raises(CalibrationError, match=r"80 of the 80 choosing .* so no choice"):
+        calibrate(trained, known, score="auto")
+    with pytest.raises(CalibrationError, match=r"80 of the 400 choosing .* so no choice"):
+        choose_score(trained, known)
+    stray = sketched(bundle, images(400, seed=11)[choosing[:1]])
+    with pytest.warns(UserWarning, match="1 of the 400 choosing images"):
+        choose_score(stray, known)
+    said: list[str] = []
+    calibrate(stray, known, score="auto", warn=said.append)
+    assert len(said) == 1 and said[0].startswith("1 of the 80 choosing images")
+
+
+def fitted(bundle: Bundle, pixels: np.ndarray, *scores: str, of: int | None = None) -> Bundle:
+    known = sketched(bundle, pixels, of).training
+    assert known is not None
+    return replace(bundle, fitted=(FittedSketch(scores, known),))
+
+
+def test_a_score_is_not_calibrated_by_images_it_was_fitted_to(bundle: Bundle, known: str) -> None:
+    pixels = images(400, seed=11)
+    half = fitted(bundle, pixels[:200], "mls")
+    with pytest.raises(CalibrationError, match=r"mls was fitted to 200 of the 400 .* no promise"):
+        calibrate(half, known, score="mls")
+    sampled = fitted(bundle, np.concatenate([pixels[::100], images(16, seed=9)]), "mls", of=2000)
+    with pytest.raises(CalibrationError, match=r"fitted to 4 .*an estimated 400 in all"):
+        calibrate(sampled, known, score="mls")
+    said: list[str] = []
+    stray = calibrate(fitted(bundle, pixels[:4], "mls"), known, score="mls", warn=said.append)
+    assert len(said) == 1 and "fitted to 4 of the 400" in said[0]
+    assert Bundle.open(stray.path).fitted == stray.fitted != ()
+    clean: list[str] = []
+    for score, others in (("msp", pixels[:200]), ("mls", images(200, seed=9))):
+        again = fitted(Bundle.open(bundle.path), others, "mls")
+        calibrate(again, known, score=score, warn=clean.append)
+    assert not clean, "another score, or other images"
+
+
+def test_a_score_fitted_to_the_choosing_images_is_no_candidate(bundle: Bundle, known: str) -> None:
+    best = calibrate(bundle, known, score="auto").gate()
+    assert best is not None and best.choice is not None
+    blank = make_bundle(bundle.path.parent / "other", calibrated=False)
+    gate = calibrate(fitted(blank, images(400, seed=11), best.score), known, score="auto").gate()
+    assert gate is not None and gate.choice is not None
+    assert gate.choice.excluded == {best.score: "fitted to 80 of these 80 images"}
+    assert gate.score != best.score
+    assert f"Left out: {best.score}, fitted to 80" in gate.choice.reason
 
 
 def test_training_images_cannot_calibrate(bundle: Bundle, known: str) -> None:

@@ -139,6 +139,12 @@ def test_vim_by_hand() -> None:
     assert found == pytest.approx([math.log(2) - 5 * 2])
 
 
+def test_vim_needs_two_features() -> None:
+    one = Training(features=[[1.0], [2.0]], logits=[[1.0, 0.0], [2.0, 0.0]], weight=[[1.0], [0.0]])
+    with pytest.raises(UsageError, match="vim needs at least two features, and the last layer re"):
+        fit_score("vim", one)
+
+
 def test_vim_has_its_origin_where_the_logits_vanish() -> None:
     stored = arrays("vim", training(K))
     net = model(None)
