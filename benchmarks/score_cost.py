@@ -8,7 +8,8 @@ fitted to as well, by the exporter's own settings. It is packed as an export pac
 ONNX Runtime with one thread on one image.
 
 A score takes microseconds and the model milliseconds, less than the noise of the whole. So two
-kinds are measured: whole models, with no head, the default one, and one more score each; and heads
+kinds are measured: whole models, with no head, with the scores that every graph carries, with these
+and label and decision (the default head), and with one more score each; and heads
 alone, fed with logits and features. In service a head finds the caches full of the model, so each
 of its runs comes after one of the model; over and over, it is several times faster (`hot_us`). All
 take turns in one run, in blocks, every second round in reverse; a block's figure is its median.
@@ -40,14 +41,14 @@ from moon.data.items import Source
 from moon.errors import MoonError, UsageError
 from moon.export.fit_images import FitImages
 from moon.export.fitting import Fitting, fit_scores
-from moon.export.graph import array, initializers
+from moon.export.graph import array, copied, initializers, prune
 from moon.export.head import carried_scores
 from moon.export.pack import pack
 from moon.export.session import Session
 from moon.files import write_json
 from moon.scores import SCORE_TABLE, FittedScore
 
-NONE, DEFAULT = "no head", "default head"
+NONE, FOUR, DEFAULT = "no head", "default scores", "default head"
 WHOLE, AFTER, HOT = "whole model, ", "after the model, ", "over and over, "
 SMALL = 1_000_000  # bytes of constants
 _COOLED = "temperature"
@@ -137,6 +138,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "runs_in_a_block": {"model": RUNS, "head": RUNS, "hot head": HOT_RUNS},
         "model_ms": _spread(bare / 1e3),
         "call_us": _spread(us[AFTER + NONE]),
+        "default_scores": figures(FOUR, NONE),
         "default_head": figures(DEFAULT, NONE),
         "scores": {
             score.name: {
@@ -188,7 +190,12 @@ def constants_bytes(model: Model, score: FittedScore) -> int:
 
 def _blocks(model: Model, fitted: Sequence[FittedScore]) -> dict[str, Block]:
     """Whole models; heads alone, each run after one of the model; and heads over and over."""
-    graphs = {DEFAULT: model.with_head(), **{s.name: model.with_head([s]) for s in fitted}}
+    default = model.with_head()
+    graphs = {
+        FOUR: scores_of(default),
+        DEFAULT: default,
+        **{s.name: model.with_head([s]) for s in fitted},
+    }
     image = {"input": model.preprocess.normalise(model.images[:1])}
     wholes = {
         name: _caller(pack(graph, weights="compact", values="fp32"), image)
@@ -204,6 +211,21 @@ def _blocks(model: Model, fitted: Sequence[FittedScore]) -> dict[str, Block]:
         **{AFTER + n: Block(call=call, runs=RUNS, before=before) for n, call in heads.items()},
         **{HOT + name: Block(call=call, runs=HOT_RUNS) for name, call in heads.items()},
     }
+
+
+def scores_of(model: ModelProto) -> ModelProto:
+    """The graph without label and decision."""
+    alone = copied(model)
+    kept = [value for value in alone.graph.output if value.name.startswith(("logits", "score_"))]
+    names = {value.name for value in kept}
+    for i in reversed(range(len(alone.graph.output))):
+        if alone.graph.output[i].name not in names:
+            del alone.graph.output[i]
+    for i in reversed(range(len(alone.graph.input))):
+        if alone.graph.input[i].name == "threshold":
+            del alone.graph.input[i]
+    prune(alone)
+    return alone
 
 
 def _caller(graph: ModelProto, feeds: Arrays) -> Callable[[], None]:
@@ -241,8 +263,11 @@ def _target(score: FittedScore, size: int) -> float | None:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    default = result["default_head"]
-    rows = [(DEFAULT, "logits", "", *_cells(default), "1.0%", _met(default, 0.01))]
+    four, default = result["default_scores"], result["default_head"]
+    rows = [
+        (FOUR, "logits", "", *_cells(four), "1.0%", _met(four, 0.01)),
+        (DEFAULT, "logits", "", *_cells(default), "-", "-"),
+    ]
     for name, one in result["scores"].items():
         target = "-" if one["target"] is None else f"{one['target']:.1%}"
         rows.append(

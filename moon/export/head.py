@@ -184,11 +184,10 @@ def _outputs(outputs: int, scores: Sequence[str], p_values: bool) -> list[ValueI
 
 
 def _gate(head: HeadNodes, carried: Sequence[str]) -> None:
-    first = head.constant("first", np.array([0], dtype=np.int64))
-    rows = [
-        head.node("Unsqueeze", [f"score_{name}", first], f"head/row_{name}") for name in carried
-    ]
-    table = head.node("Concat", rows, "head/scores", axis=0)
+    # All in one line and then cut into rows: three nodes where a row each would take one more each.
+    line = head.node("Concat", [f"score_{name}" for name in carried], "head/line", axis=0)
+    shape = head.constant("rows", np.array([len(carried), -1], dtype=np.int64))
+    table = head.node("Reshape", [line, shape], "head/scores")
     head.node("Gather", [table, "gate_score"], "score", axis=0)
     by_class = head.node("Gather", ["thresholds", head.label], "head/bar_of_class", axis=0)
     unset = head.node("IsNaN", ["threshold"], "head/by_class")
