@@ -1,11 +1,10 @@
 """Reading and patching small initializers of an ONNX file without the onnx package.
 
-An ONNX file is a protocol buffer. This walks its wire format far enough to find the main
+An ONNX file is a protocol buffer. This walks it far enough to find the main
 graph's initializers, to overwrite a scalar or a small array in place, and to notice tensors whose
 data lies outside the file. It trusts nothing: damaged or deceptive bytes raise BundleError.
 
-Field numbers are those of onnx.proto; the wire format is protobuf's own
-(https://protobuf.dev/programming-guides/encoding/).
+Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moon.errors import BundleError
+from moon.wire import BYTES, VARINT, Field, WireError, fields, varints
 
 __all__ = [
     "FLOAT32",
@@ -40,7 +39,6 @@ FLOAT32, INT64 = 1, 7
 _FORMATS = {FLOAT32: "<f", INT64: "<q"}
 _SIZES = {FLOAT32: 4, INT64: 8}
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _TENSOR_EXTERNAL, _TENSOR_LOCATION = 13, 14
@@ -74,14 +72,6 @@ class Initializer:
     length: int
     dtype: int
     dims: tuple[int, ...]
-
-
-class _Field(NamedTuple):
-    number: int
-    wire: int
-    value: int  # of a varint
-    start: int  # of the payload
-    end: int
 
 
 def find_initializer(data: bytes, name: str) -> Initializer:
@@ -200,7 +190,7 @@ def _external(data: bytes, kind: str, start: int, end: int, depth: int) -> str |
         return _external_tensor(data, start, end)
     children = _CHILDREN[kind]
     for field in _fields(data, start, end):
-        if field.wire == _BYTES and field.number in children:
+        if field.wire == BYTES and field.number in children:
             child = children[field.number]
             name = _external(data, child, field.start, field.end, depth + 1)
             if name is not None:
@@ -211,11 +201,11 @@ def _external(data: bytes, kind: str, start: int, end: int, depth: int) -> str |
 def _external_tensor(data: bytes, start: int, end: int) -> str | None:
     name, external = b"", False
     for field in _fields(data, start, end):
-        if field.number == _TENSOR_NAME and field.wire == _BYTES:
+        if field.number == _TENSOR_NAME and field.wire == BYTES:
             name = data[field.start : field.end]
-        elif field.number == _TENSOR_EXTERNAL and field.wire == _BYTES:
+        elif field.number == _TENSOR_EXTERNAL and field.wire == BYTES:
             external = True
-        elif field.number == _TENSOR_LOCATION and field.wire == _VARINT:
+        elif field.number == _TENSOR_LOCATION and field.wire == VARINT:
             external = external or field.value != 0
     return (name.decode("utf-8", "replace") or "(unnamed)") if external else None
 
@@ -247,7 +237,7 @@ def _patched(data: bytes, name: str, at: Initializer, values: NDArray[np.float32
     return data[: at.offset] + packed + data[at.offset + at.length :]
 
 
-def _named(data: bytes, name: str) -> list[_Field]:
+def _named(data: bytes, name: str) -> list[Field]:
     wanted = name.encode()
     return [
         tensor
@@ -257,23 +247,23 @@ def _named(data: bytes, name: str) -> list[_Field]:
     ]
 
 
-def _tensor_name(data: bytes, tensor: _Field) -> bytes:
+def _tensor_name(data: bytes, tensor: Field) -> bytes:
     name = b""
     for field in _fields(data, tensor.start, tensor.end):
-        if field.number == _TENSOR_NAME and field.wire == _BYTES:
+        if field.number == _TENSOR_NAME and field.wire == BYTES:
             name = data[field.start : field.end]
     return name
 
 
-def _initializer(data: bytes, tensor: _Field, name: str) -> Initializer:
+def _initializer(data: bytes, tensor: Field, name: str) -> Initializer:
     dims: list[int] = []
     dtype, raw, raws = 0, (0, 0), 0
     for field in _fields(data, tensor.start, tensor.end):
         if field.number == _TENSOR_DIMS:
             dims += _varints(data, field)
-        elif field.number == _TENSOR_TYPE and field.wire == _VARINT:
+        elif field.number == _TENSOR_TYPE and field.wire == VARINT:
             dtype = field.value
-        elif field.number == _TENSOR_RAW and field.wire == _BYTES:
+        elif field.number == _TENSOR_RAW and field.wire == BYTES:
             raw, raws = (field.start, field.end), raws + 1
         elif field.number in (_TENSOR_EXTERNAL, _TENSOR_LOCATION):
             raise _malformed(f"the initializer {name} is stored outside the file")
@@ -285,53 +275,24 @@ def _initializer(data: bytes, tensor: _Field, name: str) -> Initializer:
     return Initializer(offset=raw[0], length=length, dtype=dtype, dims=tuple(dims))
 
 
-def _varints(data: bytes, field: _Field) -> list[int]:
-    if field.wire == _VARINT:
-        return [field.value]
-    values, at = [], field.start
-    while field.wire == _BYTES and at < field.end:
-        value, at = _varint(data, at, field.end)
-        values.append(value)
-    return values
+def _varints(data: bytes, field: Field) -> list[int]:
+    try:
+        return varints(data, field)
+    except WireError as error:
+        raise _malformed(str(error)) from error
 
 
-def _messages(data: bytes, start: int, end: int, number: int) -> Iterator[_Field]:
+def _messages(data: bytes, start: int, end: int, number: int) -> Iterator[Field]:
     for field in _fields(data, start, end):
-        if field.number == number and field.wire == _BYTES:
+        if field.number == number and field.wire == BYTES:
             yield field
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[_Field]:
-    at = start
-    while at < end:
-        tag, at = _varint(data, at, end)
-        number, wire = tag >> 3, tag & 7
-        value, size = 0, 0
-        if wire == _VARINT:
-            value, at = _varint(data, at, end)
-        elif wire == _BYTES:
-            size, at = _varint(data, at, end)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-        else:
-            raise _malformed(f"it has a field of wire type {wire}")
-        if number == 0 or size > end - at:
-            raise _malformed("a field reaches past its message")
-        yield _Field(number, wire, value, at, at + size)
-        at += size
-
-
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & 0xFFFFFFFFFFFFFFFF, at
-    raise _malformed("it ends in the middle of a number")
+def _fields(data: bytes, start: int, end: int) -> Iterator[Field]:
+    try:
+        yield from fields(data, start, end)
+    except WireError as error:
+        raise _malformed(str(error)) from error
 
 
 def _malformed(cause: str) -> BundleError:

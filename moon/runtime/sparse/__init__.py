@@ -1,0 +1,1 @@
+"""The sparse CPU engine: networks whose time shrinks with their zeros."""

@@ -1,0 +1,160 @@
+"""A convolution made ready to run: its weights encoded, its records filled in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moon.runtime.sparse.columns import place
+from moon.runtime.sparse.conv_weights import ConvWeights
+from moon.runtime.sparse.encode import Stream, encode, units_of
+from moon.runtime.sparse.frames import Record, address
+from moon.runtime.sparse.geometry import Geometry
+from moon.runtime.sparse.ir import VECTOR_BYTES
+from moon.runtime.sparse.kernels_conv import BLOCK, CONV, PART, ConvKernel
+from moon.runtime.sparse.memory import Reach, Space
+from moon.runtime.sparse.plan import Plan, copied_vectors, sound
+from moon.runtime.sparse.taps import tap_tables
+
+__all__ = ["Call", "Convolution", "Places"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A kernel and the record it reads."""
+
+    kernel: ConvKernel
+    record: Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a convolution reads and writes.
+
+    Attributes:
+        source: planes, split by phase where the geometry has strides and is flat.
+        target: planes that are written.
+        residual: planes that are added, or None.
+        scratch: a thread's own memory for each thread, ``scratch_step`` bytes each.
+    """
+
+    source: NDArray[np.float32]
+    target: NDArray[np.float32]
+    residual: NDArray[np.float32] | None
+    scratch: NDArray[np.uint8]
+    scratch_step: int
+
+
+class Convolution:
+    """A convolution for planes of one size.
+
+    Args:
+        weights: of all rows.
+        bias: float32 [rows].
+        geometry: of the taps.
+        plan: how it is done.
+        parts: rows are dealt to so many parts, for threads.
+        space: gives the memory of streams and tables.
+
+    Attributes:
+        scratch_bytes: of a thread's own memory.
+        reach: how far it reads beyond its source.
+
+    Raises:
+        ValueError: the plan cannot be carried out, or the activations are larger than 4 GiB.
+    """
+
+    def __init__(
+        self,
+        weights: ConvWeights,
+        bias: NDArray[np.float32],
+        geometry: Geometry,
+        plan: Plan,
+        *,
+        parts: int = 1,
+        space: Space,
+    ) -> None:
+        if not sound(geometry, plan) or bias.shape != (weights.rows,) or parts < 1:
+            raise ValueError(f"{plan} is not for {geometry}")
+        self._geometry, self.plan, self._parts, self._space = geometry, plan, parts, space
+        self._bias = space.table(bias.astype(np.float32))
+        columns = place(weights, geometry, plan)
+        entries = units_of(weights.row, columns.which, weights.value, weights.rows, plan.together)
+        streams = encode(entries, columns.bounds, columns.offsets, parts)
+        self._step = copied_vectors(geometry, plan) * VECTOR_BYTES
+        self.scratch_bytes = columns.most * self._step
+        shifted = plan.reading in ("shift", "rows")
+        self.reach = Reach(*geometry.reach) if shifted else Reach()
+        self.nbytes = sum(s.rows.nbytes + s.data.nbytes for block in streams for s in block)
+        self._kept: list[Any] = []
+        self._blocks = self._table(streams, columns.tables)
+        self._fields = {
+            name: space.table(value) if isinstance(value, np.ndarray) else value
+            for name, value in tap_tables(geometry, plan).items()
+        }
+
+    def _table(
+        self, streams: list[list[Stream]], tables: tuple[NDArray[np.uint32], ...]
+    ) -> NDArray[np.int64]:
+        """The table of blocks; what it points to is kept."""
+        rows = []
+        for number, block in enumerate(streams):
+            parts = self._space.table(PART.table([self._part(stream) for stream in block]))
+            columns = self._space.table(tables[number] if tables else np.zeros(0, np.uint32))
+            self._kept += [parts, columns]
+            rows.append(
+                {
+                    "columns": address(columns),
+                    "column_count": len(columns) // 2,
+                    "parts": address(parts),
+                }
+            )
+        return self._space.table(BLOCK.table(rows))
+
+    def _part(self, stream: Stream) -> dict[str, int]:
+        rows, data = self._space.table(stream.rows), self._space.table(stream.data)
+        self._kept += [rows, data]
+        return {"rows": address(rows), "row_count": stream.count, "stream": address(data)}
+
+    def calls(self, places: Places, low: float, high: float) -> list[Call]:
+        """The kernels to run, and their records.
+
+        Args:
+            places: where they read and write.
+            low, high: outputs are clamped to these.
+        """
+        vectors, tile = self._geometry.target.vectors, self.plan.tile
+        rest = vectors % tile
+        calls = []
+        for size, first, count in ((tile, 0, vectors // tile), (rest, vectors - rest, 1)):
+            if size and count:
+                record = self._record(places, first, count, low, high)
+                kernel = ConvKernel(size, self.plan.together, self.plan.reading)
+                calls.append(Call(kernel=kernel, record=record))
+        return calls
+
+    def _record(self, places: Places, first: int, tiles: int, low: float, high: float) -> Record:
+        if places.scratch_step < self.scratch_bytes:
+            raise ValueError("the scratch memory is too small")
+        return CONV.record(
+            source=places.source,
+            target=places.target,
+            residual=places.residual,
+            bias=self._bias,
+            pitch=self._geometry.target.pitch * VECTOR_BYTES,
+            first=first,
+            tiles=tiles,
+            parts=self._parts,
+            blocks=self._blocks,
+            block_count=len(self._blocks),
+            copied=self._step // VECTOR_BYTES,
+            step=self._step,
+            low=float(low),
+            high=float(high),
+            scratch=places.scratch,
+            scratch_step=places.scratch_step,
+            **self._fields,
+        )

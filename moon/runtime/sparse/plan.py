@@ -1,0 +1,244 @@
+"""How a convolution is done: tile, rows together, how columns are read, blocks of columns.
+
+The choice is by a model of the cost in cycles of one core, coarse but in proportion; a tuner may
+choose otherwise. It never depends on the number of threads, so that results do not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moon.runtime.sparse.geometry import Geometry
+from moon.runtime.sparse.ir import LANES, VECTOR_BYTES
+from moon.runtime.sparse.kernels_conv import Reading
+
+__all__ = [
+    "FAR", "Costs", "Plan", "Weights", "candidates", "choose", "copied_vectors", "halo", "readings",
+    "sound",
+]  # fmt: skip
+
+# Registers for sums: tiles by rows together, for 32 registers of sixteen floats.
+_TILES = {1: (1, 2, 3, 4, 5, 6, 7, 8, 10, 13), 4: (1, 2, 3, 4, 5, 6)}
+_BLOCK_BYTES = (16_384, 24_576, 32_768, 65_536, 262_144, 524_288, 1 << 30)
+# Columns lie at offsets below this, in vectors.
+FAR = 1 << 16
+_MOST_TILE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One way to do a convolution.
+
+    Attributes:
+        tile: vectors held in registers.
+        together: output rows that share columns, 1 or 4.
+        reading: how columns are read.
+        block: columns (of the weight matrix, those without nonzeros left out) in a block.
+    """
+
+    tile: int
+    together: int
+    reading: Reading
+    block: int
+
+    def to_json(self) -> dict[str, int | str]:
+        """As the arguments of a plan."""
+        return {
+            "tile": self.tile,
+            "together": self.together,
+            "reading": self.reading,
+            "block": self.block,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a plan needs to know of a weight.
+
+    Attributes:
+        rows: output channels.
+        columns: pairs of input channel and tap with a nonzero.
+        pairs: the same, taps in a column of the kernel counted once.
+        nonzeros: weights.
+        shared: columns of every four rows, added up.
+    """
+
+    rows: int
+    columns: int
+    pairs: int
+    nonzeros: int
+    shared: int
+
+    @classmethod
+    def of(
+        cls, rows: int, row: NDArray[np.int64], column: NDArray[np.int64], pair: NDArray[np.int64]
+    ) -> Weights:
+        """From the positions of nonzeros; ``pair`` of each column as ``pairs`` counts them."""
+        width = int(column.max(initial=0)) + 1
+        used = np.unique(column)
+        return cls(
+            rows=rows,
+            columns=len(used),
+            pairs=len(np.unique(pair[used])),
+            nonzeros=len(row),
+            shared=len(np.unique(row // 4 * width + column)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Cycles of what kernels do, for vectors of sixteen floats.
+
+    Attributes:
+        near, far: a vector from the first-level and the second-level cache.
+        multiply: a multiply-add of registers.
+        weight: a nonzero's weight and offset.
+        row: a unit's beginning and end, beside its outputs.
+        copy, gather: a vector into the tile's own memory.
+        first_level, second_level: bytes that stay in these caches.
+        registers: vectors of sixteen floats that may hold sums.
+    """
+
+    near: float = 0.72
+    far: float = 1.15
+    multiply: float = 0.5
+    weight: float = 0.85
+    row: float = 9.0
+    copy: float = 2.2
+    gather: float = 12.0
+    first_level: int = 40_000
+    second_level: int = 700_000
+    registers: int = 26
+
+    @classmethod
+    def of(cls, isa: str) -> Costs:
+        """For an instruction set."""
+        if isa == "avx512":
+            return cls()
+        if isa == "avx2":
+            return cls(near=1.0, far=1.4, multiply=1.0, registers=6)
+        return cls(near=2.0, far=2.5, multiply=2.0, registers=3 if isa == "sse" else 7)
+
+
+def readings(geometry: Geometry) -> tuple[Reading, ...]:
+    """Ways to read the columns of a convolution."""
+    if not geometry.flat:
+        return ("gather",)
+    found: list[Reading] = []
+    planes = geometry.phased
+    if geometry.window.taps == 1 and not geometry.shifts.any():
+        if planes.channels * planes.pitch <= FAR:
+            found.append("direct")
+        found.append("shift")
+        return tuple(found)
+    rows = int(np.ptp(geometry.tap_rows))
+    if rows and geometry.target.width % LANES == 0:
+        found.append("rows")
+    found.append("shift")
+    return tuple(found)
+
+
+def halo(geometry: Geometry) -> int:
+    """Vectors above and below a tile that its taps read, when copied by rows."""
+    rows = geometry.tap_rows
+    return int(rows.max() - rows.min()) * geometry.target.width // LANES
+
+
+def copied_vectors(geometry: Geometry, plan: Plan) -> int:
+    """Vectors of a column as it is copied."""
+    return plan.tile + (halo(geometry) if plan.reading == "rows" else 0)
+
+
+def sound(geometry: Geometry, plan: Plan) -> bool:
+    """Whether a plan, wherever it comes from, can be carried out for this geometry."""
+    known = plan.together in _TILES and plan.reading in readings(geometry) and plan.block >= 1
+    fits = 1 <= plan.tile <= min(_MOST_TILE, geometry.target.vectors)
+    return known and fits and (plan.reading != "rows" or _whole_rows(geometry, plan.tile))
+
+
+def _whole_rows(geometry: Geometry, tile: int) -> bool:
+    """Whether tiles that copy rows fill the planes, and none has two images."""
+    target = geometry.target
+    image = target.height * target.width // LANES
+    whole = target.vectors % tile == 0 and (target.images == 1 or image % tile == 0)
+    return whole and tile + halo(geometry) < FAR
+
+
+def tiles(geometry: Geometry, costs: Costs, together: int, reading: Reading) -> Iterator[int]:
+    """Tile sizes that fit the registers and the planes."""
+    vectors = geometry.target.vectors
+    for tile in _TILES[together]:
+        if tile > vectors or (tile > 1 and tile * together > costs.registers):
+            continue
+        if reading != "rows" or _whole_rows(geometry, tile):
+            yield tile
+
+
+def candidates(geometry: Geometry, weights: Weights, costs: Costs) -> list[tuple[float, Plan]]:
+    """All plans worth a thought with their cost in cycles, the cheapest first."""
+    found: dict[Plan, float] = {}
+    for reading in readings(geometry):
+        for together in _TILES:
+            for tile in tiles(geometry, costs, together, reading):
+                for bytes_ in _BLOCK_BYTES:
+                    plan = _plan(geometry, weights, tile, together, reading, bytes_)
+                    if plan is not None:
+                        found[plan] = _cost(geometry, weights, costs, plan)
+    return sorted(((cost, plan) for plan, cost in found.items()), key=lambda item: item[0])
+
+
+def choose(geometry: Geometry, weights: Weights, costs: Costs) -> Plan:
+    """The cheapest plan."""
+    return candidates(geometry, weights, costs)[0][1]
+
+
+def _plan(
+    geometry: Geometry, weights: Weights, tile: int, together: int, reading: Reading, bytes_: int
+) -> Plan | None:
+    column = _column_vectors(geometry, weights, tile, reading)
+    fits = bytes_ / (column * VECTOR_BYTES)
+    block = max(1, min(weights.columns, int(fits)))
+    if reading != "direct" and block * column * 1.1 + 64 >= FAR:
+        return None
+    return Plan(tile=tile, together=together, reading=reading, block=block)
+
+
+def _column_vectors(geometry: Geometry, weights: Weights, tile: int, reading: Reading) -> float:
+    """Vectors that a column takes in the tile's memory."""
+    if reading != "rows":
+        return tile
+    return (tile + halo(geometry)) * max(1, weights.pairs) / max(1, weights.columns)
+
+
+def _cost(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> float:
+    """Cycles for all tiles."""
+    column = _column_vectors(geometry, weights, plan.tile, plan.reading)
+    blocks = -(-weights.columns // plan.block) if weights.columns else 1
+    alone = plan.together == 1
+    units = weights.rows if alone else -(-weights.rows // 4)
+    # A list of nonzeros is padded by some.
+    steps = (weights.nonzeros if alone else weights.shared) + 1.5 * units * blocks
+    load, multiply = _load(costs, plan.block * column), costs.multiply * plan.together
+    # Loads and multiply-adds go on side by side; a little of the lesser shows.
+    lesser = min(load, multiply) * 0.15
+    each = plan.tile * (max(load, multiply) + lesser) + costs.weight * (1 if alone else 2)
+    outputs = (2 if blocks > 1 else 1) * plan.tile * plan.together * costs.far
+    passes = units * blocks * (costs.row + outputs)
+    copies = {"direct": 0.0, "gather": costs.gather}.get(plan.reading, costs.copy)
+    copied = weights.columns * column * copies
+    vectors = geometry.target.vectors
+    # The rest of a plane is a tile of its own, as dear in weights and rows.
+    extra = costs.weight * steps + units * blocks * costs.row if vectors % plan.tile else 0.0
+    return vectors / plan.tile * (steps * each + passes + copied) + extra
+
+
+def _load(costs: Costs, vectors: float) -> float:
+    """Cycles to load a vector out of so many."""
+    bytes_ = vectors * VECTOR_BYTES
+    if bytes_ <= costs.first_level:
+        return costs.near
+    return costs.far if bytes_ <= costs.second_level else 2 * costs.far

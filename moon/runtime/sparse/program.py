@@ -1,0 +1,204 @@
+"""Steps become a program: memory for every tensor, a record for every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moon.runtime.sparse import steps as st
+from moon.runtime.sparse.conv_weights import ConvWeights
+from moon.runtime.sparse.convolution import Convolution, Places
+from moon.runtime.sparse.geometry import Geometry
+from moon.runtime.sparse.kernels_conv import ConvKernel, build_conv
+from moon.runtime.sparse.layout import Planes
+from moon.runtime.sparse.memory import Arena, Life, Reach, Space
+from moon.runtime.sparse.plan import Costs, Plan, choose, sound
+from moon.runtime.sparse.site import Operation, Site
+from moon.runtime.sparse.writers import WRITERS
+
+__all__ = ["Program"]
+
+# Each thread's own memory begins on a page.
+_PAGE = 4096
+
+
+class Program:
+    """Steps for one number of images, ready to be run.
+
+    Args:
+        steps: in order.
+        tensors: shapes of all they read and make.
+        source: name of the input.
+        results: names of what must be there in the end.
+        costs: what plans are chosen by.
+        threads: the most that will run it.
+        plans: by node, plans to use instead of those chosen; one that does not fit is passed over.
+        space: gives its memory.
+
+    Attributes:
+        convolutions: by what they make, each with its geometry.
+        operations: what the driver calls, in order.
+        nbytes: of activations, scratch memory and encoded convolutions.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[st.Step],
+        tensors: Mapping[str, st.Tensor],
+        source: str,
+        results: Sequence[str],
+        costs: Costs,
+        threads: int,
+        plans: Mapping[str, Plan] | None = None,
+        space: Space | None = None,
+    ) -> None:
+        self._tensors, self._source = dict(tensors), source
+        self._costs, self._threads, self._plans = costs, threads, dict(plans or {})
+        self._space = space or Space()
+        self.convolutions: dict[str, tuple[Convolution, Geometry]] = {}
+        self._reaches: dict[str, Reach] = {}
+        prepared = self._with_splits(steps)
+        for step in prepared:
+            if isinstance(step, st.Conv):
+                self._prepare(step)
+        self._arena = Arena(self._lives(prepared, results), self._reaches, self._space)
+        self._site = Site(self._tensors, self._arena, self._space)
+        self._take_scratch()
+        self.operations: list[Operation] = []
+        for step in prepared:
+            self.operations += self._calls(step)
+        streams = sum(c.nbytes for c, _ in self.convolutions.values())
+        self.nbytes = self._arena.nbytes + self._scratch.nbytes + streams
+
+    def result(self, name: str) -> NDArray[np.float32]:
+        """A tensor as ONNX has it: [images, channels, height, width] or [images, features].
+
+        A view of the program's memory, or a copy; good until the next run.
+        """
+        tensor, floats = self._tensors[name], self._arena.floats(name)
+        if isinstance(tensor, st.Rows):
+            rows: NDArray[np.float32] = floats.reshape(tensor.images, -1)[:, : tensor.features]
+            return rows
+        planes = floats.reshape(tensor.channels, -1)[:, : tensor.pixels]
+        shape = (tensor.channels, tensor.images, tensor.height, tensor.width)
+        images: NDArray[np.float32] = planes.reshape(shape).transpose(1, 0, 2, 3)
+        return images
+
+    def feed(self, images: NDArray[np.float32]) -> None:
+        """Put the input in place: float32 [images, channels, height, width].
+
+        Raises:
+            ValueError: it has another shape.
+        """
+        tensor = self._site.planes(self._source)
+        shape = (tensor.images, tensor.channels, tensor.height, tensor.width)
+        if images.shape != shape:
+            raise ValueError(f"the input is {images.shape}, not {shape}")
+        planes = self._arena.floats(self._source).reshape(tensor.channels, -1)
+        target = planes[:, : tensor.pixels].reshape(tensor.channels, tensor.images, -1)
+        target[:] = images.reshape(tensor.images, tensor.channels, -1).transpose(1, 0, 2)
+
+    # Preparation.
+
+    def _with_splits(self, steps: Sequence[st.Step]) -> list[st.Step]:
+        """Before a convolution with strides its input is split by phase, once for all readers."""
+        found: list[st.Step] = []
+        split: dict[tuple[str, tuple[int, int]], str] = {}
+        self._geometries: dict[str, Geometry] = {}
+        for step in steps:
+            if isinstance(step, st.Conv):
+                geometry = Geometry(
+                    self._planes(step.source), step.window, self._planes(step.target)
+                )
+                self._geometries[step.target] = geometry
+                if geometry.flat and geometry.phases > 1:
+                    key = (step.source, step.window.strides)
+                    if key not in split:
+                        split[key] = name = self._new_name(f"{step.source} by phase")
+                        self._tensors[name] = geometry.phased
+                        found.append(
+                            st.Split(
+                                source=step.source, target=name, node=step.node, window=step.window
+                            )
+                        )
+                    step = replace(step, source=split[key])
+            found.append(step)
+        return found
+
+    def _new_name(self, name: str) -> str:
+        while name in self._tensors:
+            name += "'"
+        return name
+
+    def _planes(self, name: str) -> Planes:
+        tensor = self._tensors[name]
+        assert isinstance(tensor, Planes)
+        return tensor
+
+    def _prepare(self, step: st.Conv) -> None:
+        geometry = self._geometries[step.target]
+        weights = ConvWeights(step.weight, step.groups)
+        plan = self._plans.get(step.node)
+        if plan is None or not sound(geometry, plan):
+            plan = choose(geometry, weights.summary(geometry), self._costs)
+        tiles = -(-geometry.target.vectors // plan.tile)
+        shared = self._threads > 1 and (tiles < 4 * self._threads and tiles % self._threads)
+        parts = self._threads if shared else 1
+        convolution = Convolution(
+            weights, step.bias, geometry, plan, parts=parts, space=self._space
+        )
+        self.convolutions[step.target] = (convolution, geometry)
+        self._reaches[step.source] = convolution.reach.with_(
+            self._reaches.get(step.source, Reach())
+        )
+
+    def _lives(self, steps: Sequence[st.Step], results: Sequence[str]) -> dict[str, Life]:
+        first = {self._source: -1}
+        last: dict[str, int] = {}
+        for i, step in enumerate(steps):
+            first[step.target] = i
+            for name in (*step.reads, step.target):
+                last[name] = i
+        for name in results:
+            last[name] = len(steps)
+        return {
+            name: Life(self._tensors[name].nbytes, begin, last.get(name, begin))
+            for name, begin in first.items()
+        }
+
+    def _take_scratch(self) -> None:
+        most = max((c.scratch_bytes for c, _ in self.convolutions.values()), default=0)
+        self._scratch_step = most if self._space.guard else -(-most // _PAGE) * _PAGE + _PAGE
+        self._scratch = self._space.take(self._scratch_step * self._threads)
+
+    # Operations.
+
+    def _calls(self, step: st.Step) -> list[Operation]:
+        if isinstance(step, st.Conv):
+            return self._conv(step)
+        return WRITERS[type(step)](self._site, step)
+
+    def _conv(self, step: st.Conv) -> list[Operation]:
+        convolution, _ = self.convolutions[step.target]
+        places = Places(
+            source=self._site.at(step.source),
+            target=self._site.at(step.target),
+            residual=None if step.residual is None else self._site.at(step.residual),
+            scratch=self._scratch,
+            scratch_step=self._scratch_step,
+        )
+        calls = convolution.calls(places, step.low, step.high)
+        return [
+            Operation(
+                call.kernel.name, _builder(call.kernel), call.record, call is calls[-1], step.node
+            )
+            for call in calls
+        ]
+
+
+def _builder(kernel: ConvKernel) -> Callable[[Any], None]:
+    return lambda module: build_conv(module, kernel)

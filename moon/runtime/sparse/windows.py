@@ -1,0 +1,105 @@
+"""Nodes that move a window over an image: convolutions and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moon.runtime.sparse.geometry import Window
+from moon.runtime.sparse.layout import Planes
+from moon.runtime.sparse.model import Node
+from moon.runtime.sparse.steps import Conv, Pool
+from moon.runtime.sparse.work import UnsupportedError, Work, flag, names, sizes
+
+__all__ = ["conv", "pool"]
+
+
+def conv(work: Work, node: Node) -> None:
+    """Conv."""
+    planes = work.planes(node.inputs[0])
+    weight = work.constant(node.inputs[1])
+    groups = flag(node, "group", 1)
+    if weight.ndim != 4 or groups < 1:
+        raise UnsupportedError("it is no convolution of images")
+    rows, own = weight.shape[:2]
+    if own * groups != planes.channels or rows % groups or not weight.size:
+        raise UnsupportedError("its weight does not fit its input")
+    if sizes(node, "kernel_shape", weight.shape[2:]) != weight.shape[2:]:
+        raise UnsupportedError("its kernel_shape is not its weight's")
+    window = _window(node, planes, weight.shape[2:])
+    name = node.inputs[2] if len(node.inputs) > 2 else ""
+    bias = work.constant(name) if name else np.zeros(rows, np.float32)
+    if bias.shape != (rows,):
+        raise UnsupportedError("its bias does not fit its weight")
+    step = Conv(**names(node), weight=weight, bias=bias, window=window, groups=groups)
+    work.add(step, _through(window, planes, rows))
+
+
+def pool(work: Work, node: Node) -> None:
+    """MaxPool and AveragePool."""
+    planes = work.planes(node.inputs[0])
+    window = _window(node, planes, sizes(node, "kernel_shape", (0, 0)))
+    extent = [d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True)]
+    if any(pad >= size for pad, size in zip(window.pads, (*extent, *extent), strict=True)):
+        raise UnsupportedError("its padding is as large as its window")
+    ceil, counts = bool(flag(node, "ceil_mode")), bool(flag(node, "count_include_pad"))
+    largest = node.op_type == "MaxPool"
+    if largest and flag(node, "storage_order"):
+        raise UnsupportedError("its storage_order is 1")
+    if ceil and counts and not largest:
+        raise UnsupportedError("it counts padding and rounds up")
+    if ceil and node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
+        raise UnsupportedError("it rounds up and pads by itself")
+    out = _through(window, planes, planes.channels, ceil=ceil)
+    kind = "max" if largest else "average"
+    work.add(Pool(**names(node), kind=kind, window=window, padding_counts=counts), out)
+
+
+def _window(node: Node, planes: Planes, kernel: Sequence[int]) -> Window:
+    strides, dilations = sizes(node, "strides", (1, 1)), sizes(node, "dilations", (1, 1))
+    if min(*kernel, *strides, *dilations) < 1:
+        raise UnsupportedError("a kernel, stride or dilation is not positive")
+    auto = node.attributes.get("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        pads = _same(auto == "SAME_UPPER", planes, kernel, strides, dilations)
+    elif auto == "VALID":
+        pads = (0, 0, 0, 0)
+    elif auto == "NOTSET":
+        pads = sizes(node, "pads", (0, 0, 0, 0))
+    else:
+        raise UnsupportedError("its auto_pad is not known")
+    top, left, bottom, right = pads
+    return Window(
+        (kernel[0], kernel[1]),
+        (strides[0], strides[1]),
+        (dilations[0], dilations[1]),
+        (top, left, bottom, right),
+    )
+
+
+def _same(
+    upper: bool,
+    planes: Planes,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[int, ...]:
+    begin, end = [], []
+    for size, k, stride, dilation in zip(
+        (planes.height, planes.width), kernel, strides, dilations, strict=True
+    ):
+        total = max(0, (-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size)
+        less = total // 2
+        begin.append(less if upper else total - less)
+        end.append(total - less if upper else less)
+    return (*begin, *end)
+
+
+def _through(window: Window, planes: Planes, channels: int, *, ceil: bool = False) -> Planes:
+    height, width = window.output(planes.height, planes.width, ceil=ceil)
+    if height < 1 or width < 1:
+        raise UnsupportedError("its window does not fit the image")
+    if window.taps * height * width > 1 << 26:
+        raise UnsupportedError("its window is too large")
+    return Planes(channels, planes.images, height, width)
