@@ -56,7 +56,8 @@ class Asked:
         if score != AUTO and score not in carried:
             raise UsageError(
                 f"the bundle does not carry the score {score}",
-                remedy=f"Choose one of {', '.join(carried)}, or {AUTO}",
+                remedy=f"Choose one of {', '.join(carried)}, or {AUTO}; or export the model again "
+                "with the score",
             )
         if method not in METHODS:
             raise UsageError(
