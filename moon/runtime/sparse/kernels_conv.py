@@ -21,13 +21,15 @@ from moon.runtime.sparse.frames import Layout
 from moon.runtime.sparse.ir import F32, I16, I32, I64, INTS, LANES, PTR, VEC, VECTOR_BYTES, Fn
 
 __all__ = [
-    "BLOCK", "COLUMN_BYTES", "CONV", "GROUP", "PART", "ROW_BYTES", "ConvKernel", "Reading",
-    "build_conv",
+    "BLOCK", "COLUMN_BYTES", "CONV", "GROUP", "IN_PLACE", "PART", "ROW_BYTES", "ConvKernel",
+    "Reading", "build_conv",
 ]  # fmt: skip
 
-# How columns are read: where they lie, copied with a shift, copied as rows of the image with
-# what is above and below, or gathered by an index.
-Reading = Literal["direct", "shift", "rows", "gather"]
+# How columns are read: where they lie; where they lie in a frame, on any bound of floats; copied
+# with a shift; copied as rows of the image with what is above and below; gathered by an index.
+Reading = Literal["direct", "frame", "shift", "rows", "gather"]
+
+IN_PLACE = ("direct", "frame")  # nothing is copied
 
 CONV = Layout(
     "source", "target", "residual", "bias", "pitch",  # pitch: bytes of an output plane
@@ -37,7 +39,8 @@ CONV = Layout(
     "copied", "step",  # vectors of a copied column, and bytes from one to the next
     "low", "high", "scratch", "scratch_step",
 )  # fmt: skip
-BLOCK = Layout("columns", "column_count", "parts")
+# base: bytes from the source to what offsets count from, where columns are read where they lie.
+BLOCK = Layout("base", "columns", "column_count", "parts")
 PART = Layout("rows", "row_count", "stream")
 # A column to copy: u32 byte offset of its plane, u32 tap.
 COLUMN_BYTES = 8
@@ -45,7 +48,7 @@ COLUMN_BYTES = 8
 # and of four nonzeros; for four rows its groups of four, and how many of the rows there are.
 ROW_BYTES = 8
 # Nonzeros in a group of a stream, and rows of it -> bytes: float32 weights, then u16 offsets
-# counted in vectors.
+# counted in vectors, or in floats in a frame.
 GROUP = {(16, 1): 96, (4, 1): 24, (4, 4): 72}
 # So far ahead the stream is fetched, in bytes: it is read once, from a cache farther away.
 _AHEAD = 2048
@@ -116,8 +119,8 @@ class _Writer:
         k, fields = self.k, self.fields
         block = k.at(fields["blocks"], k.mul(number, BLOCK.bytes))
         here = k.shifted(vector, 6)
-        if self.kernel.reading == "direct":
-            base = k.at(fields["source"], here)
+        if self.kernel.reading in IN_PLACE:
+            base = k.at(fields["source"], k.add(k.load(I64, block, BLOCK["base"], 8), here))
         else:
             base = self.own
             columns = k.load(PTR, block, BLOCK["columns"], 8)
@@ -224,7 +227,7 @@ class _Writer:
 
     def _groups(self, count: Any, size: int, base: Any, stream: Any, sums: Any) -> None:
         k, kernel = self.k, self.kernel
-        bytes_ = GROUP[size, kernel.rows]
+        bytes_, framed = GROUP[size, kernel.rows], kernel.reading == "frame"
         with k.loop(0, count):
             group = stream.get()
             for ahead in range(0, bytes_, VECTOR_BYTES):
@@ -233,8 +236,11 @@ class _Writer:
             weights = k.load(VEC, group) if full else None
             offsets = self._offsets(group, size)
             for i, offset in enumerate(offsets):
-                at = k.at(base, k.shifted(offset, 6))
-                columns = [k.load(VEC, at, VECTOR_BYTES * t, 64) for t in range(kernel.tile)]
+                at = k.at(base, k.shifted(offset, 2 if framed else 6))
+                columns = [
+                    k.load(VEC, at, VECTOR_BYTES * t, 4 if framed else 64)
+                    for t in range(kernel.tile)
+                ]
                 for r in range(kernel.rows):
                     n = i * kernel.rows + r
                     weight = k.lane(weights, n) if full else k.splat(k.load(F32, group, 4 * n))

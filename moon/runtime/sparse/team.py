@@ -62,9 +62,7 @@ class Team:
             self.close()
             raise BackendError(f"{self.threads} threads cannot be started: {error}") from error
 
-    def run(
-        self, operations: NDArray[np.int64], times: NDArray[np.int64] | None = None
-    ) -> None:
+    def run(self, operations: NDArray[np.int64], times: NDArray[np.int64] | None = None) -> None:
         """Run a table of operations.
 
         Args:
