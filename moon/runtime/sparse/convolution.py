@@ -57,6 +57,7 @@ class Convolution:
         geometry: of the taps.
         plan: how it is done.
         parts: rows are dealt to so many parts, for threads.
+        permute: see :class:`moon.runtime.sparse.kernels_conv.ConvKernel`.
         space: gives the memory of streams and tables.
 
     Attributes:
@@ -76,11 +77,13 @@ class Convolution:
         plan: Plan,
         *,
         parts: int = 1,
+        permute: bool = False,
         space: Space,
     ) -> None:
         if not sound(geometry, plan) or bias.shape != (weights.rows,) or parts < 1:
             raise ValueError(f"{plan} is not for {geometry}")
         self._geometry, self.plan, self._parts, self._space = geometry, plan, parts, space
+        self._permute = permute
         self.written = written(geometry, plan.reading)
         self._bias = space.table(bias.astype(np.float32))
         columns = place(weights, geometry, plan)
@@ -134,7 +137,7 @@ class Convolution:
         for size, first, count in ((tile, 0, vectors // tile), (rest, vectors - rest, 1)):
             if size and count:
                 record = self._record(places, first, count, low, high)
-                kernel = ConvKernel(size, self.plan.together, self.plan.reading)
+                kernel = ConvKernel(size, self.plan.together, self.plan.reading, self._permute)
                 calls.append(Call(kernel=kernel, record=record))
         return calls
 

@@ -85,7 +85,7 @@ class SparseEngine:
         self._input, self._shape = _image_input(self._model)
         self._space = Space(guard)
         self._jit = Jit(isa, Cache(), fingerprint=fingerprint(*SOURCES))
-        self._costs = Costs.of(self._jit.isa)
+        self._costs = Costs.of(self._jit.isa, self._jit.cpu)
         self._lowered = self._lower(self._fixed or 1)
         self._results = self._wanted()
         self._tail, self._tail_outputs = self._cut()

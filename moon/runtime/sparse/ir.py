@@ -154,6 +154,17 @@ class Fn:
         undefined = ir.Constant(vector.type, ir.Undefined)
         return self.b.shuffle_vector(vector, undefined, ir.Constant(INTS, [which] * LANES))
 
+    def opaque(self, constant: Any) -> Any:
+        """A vector of integers that LLVM does not know, in a register from the beginning on."""
+        self._entry.position_before(self._leave)
+        kind = ir.FunctionType(constant.type, [constant.type])
+        return self._entry.asm(kind, "", "=v,0", [constant], side_effect=False)
+
+    def permuted(self, vector: Any, indices: Any) -> Any:
+        """Lanes by indices, by the instruction for it; AVX-512 only."""
+        function = self._intrinsic("llvm.x86.avx512.permvar.sf.512", VEC, [VEC, INTS])
+        return self.b.call(function, [vector, indices])
+
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """``a b + c``, rounded once where the CPU can; nothing is called where it cannot."""
         function = self._intrinsic("llvm.fmuladd.v16f32", VEC, [VEC] * 3)

@@ -64,16 +64,20 @@ class ConvKernel:
         tile: T, vectors of pixels held in registers, 1 to 16.
         rows: output rows that share a list of columns: 1 or 4.
         reading: how columns are read.
+        permute: weights are spread over a vector by a permutation where that can be, for CPUs that
+            load too slowly to do it by loads beside those of columns.
     """
 
     tile: int
     rows: int
     reading: Reading
+    permute: bool = False
 
     @property
     def name(self) -> str:
         """Of its function."""
-        return f"conv_{self.reading}_r{self.rows}_t{self.tile}"
+        way = "_p" if self.permute else ""
+        return f"conv_{self.reading}_r{self.rows}_t{self.tile}{way}"
 
     @property
     def sums(self) -> int:
@@ -91,6 +95,7 @@ class _Writer:
         self.kernel = kernel
         arguments = [(PTR, "record"), (I64, "thread"), (I64, "threads")]
         self.k = Fn(module, kernel.name, arguments)
+        self.indices: dict[int, Any] = {}
 
     def field(self, name: str) -> Any:
         pointers = ("source", "target", "residual", "bias", "blocks", "shifts", "masks", "index")
@@ -242,12 +247,22 @@ class _Writer:
                     for t in range(kernel.tile)
                 ]
                 for r in range(kernel.rows):
-                    n = i * kernel.rows + r
-                    weight = k.lane(weights, n) if full else k.splat(k.load(F32, group, 4 * n))
+                    weight = self._weight(group, weights, i * kernel.rows + r)
                     for t, column in enumerate(columns):
                         total = sums[i % kernel.sums][r][t]
                         total.set(k.fma(weight, column, total.get()))
             stream.set(k.at(group, bytes_))
+
+    def _weight(self, group: Any, weights: Any, n: int) -> Any:
+        """Weight number ``n`` of a group in every lane; ``weights``: a vector of them, if full."""
+        k = self.k
+        if weights is None:
+            return k.splat(k.load(F32, group, 4 * n))
+        if not self.kernel.permute or self.kernel.rows != 1:
+            return k.lane(weights, n)
+        if n not in self.indices:
+            self.indices[n] = k.opaque(ir.Constant(INTS, [n] * LANES))
+        return k.permuted(weights, self.indices[n])
 
     def _offsets(self, group: Any, size: int) -> list[Any]:
         k = self.k

@@ -29,6 +29,10 @@ _BLOCK_BYTES = (16_384, 24_576, 32_768, 65_536, 262_144, 524_288, 1 << 30)
 # Columns lie at offsets below this, in vectors.
 FAR = 1 << 16
 _MOST_TILE = 16
+# So much more than what fits, as a share of it, and nearly all is missed.
+_SPILL = 0.6
+# Planes of fewer vectors are fetched as a whole by what is read of them.
+_NEXT = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ class Costs:
         arrange: a vector into a frame, or out of one.
         first_level, second_level: bytes that stay in these caches.
         registers: vectors of sixteen floats that may hold sums.
+        permute: see :class:`moon.runtime.sparse.kernels_conv.ConvKernel`.
     """
 
     near: float = 0.72
@@ -119,17 +124,23 @@ class Costs:
     first_level: int = 40_000
     second_level: int = 700_000
     registers: int = 26
+    permute: bool = False
 
     @classmethod
-    def of(cls, isa: str) -> Costs:
-        """For an instruction set."""
+    def of(cls, isa: str, cpu: str = "") -> Costs:
+        """For an instruction set, and a CPU as LLVM calls it."""
         if isa == "avx512":
-            return cls(
-                near=1.03, far=1.6, multiply=1.0, weight=0.6, row=12.0, copy=2.4, first_level=26_000
-            )
+            return _ZEN4 if cpu == "znver4" else cls()
         if isa == "avx2":
             return cls(near=1.0, far=1.4, multiply=1.0, registers=6)
         return cls(near=2.0, far=2.5, multiply=2.0, registers=3 if isa == "sse" else 7)
+
+
+# A vector of sixteen floats is two of its registers: one load and one multiply-add a cycle.
+_ZEN4 = Costs(
+    near=1.03, far=2.2, multiply=1.0, weight=0.6, row=18.0, shifted=0.75, copy=3.0,
+    first_level=30_000, second_level=300_000, permute=True,
+)  # fmt: skip
 
 
 def readings(geometry: Geometry) -> tuple[Reading, ...]:
@@ -250,9 +261,9 @@ def _cost(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> flo
     units = weights.rows if alone else -(-weights.rows // 4)
     # A list of nonzeros is padded by some.
     steps = (weights.nonzeros if alone else weights.shared) + 1.5 * units * blocks
-    load, multiply = _load(costs, plan.block * column), costs.multiply * plan.together
-    if plan.reading == "frame":
-        load += costs.shifted
+    shifted = costs.shifted if plan.reading == "frame" else 0.0
+    load = _load(costs, _room(geometry, plan, column), shifted)
+    multiply = costs.multiply * plan.together
     # Loads and multiply-adds go on side by side; a little of the lesser shows.
     lesser = min(load, multiply) * 0.15
     each = plan.tile * (max(load, multiply) + lesser) + costs.weight * (1 if alone else 2)
@@ -282,9 +293,18 @@ def _around(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> f
     return vectors * costs.arrange
 
 
-def _load(costs: Costs, vectors: float) -> float:
+def _room(geometry: Geometry, plan: Plan, column: float) -> float:
+    """Vectors that a block's columns take in a first-level cache."""
+    # Of planes that lie far apart the CPU fetches what follows a tile, in vain.
+    apart = plan.reading == "direct" and geometry.phased.pitch > _NEXT
+    return plan.block * (column + 1 if apart else column)
+
+
+def _load(costs: Costs, vectors: float, shifted: float) -> float:
     """Cycles to load a vector out of so many."""
-    bytes_ = vectors * VECTOR_BYTES
-    if bytes_ <= costs.first_level:
-        return costs.near
-    return costs.far if bytes_ <= costs.second_level else 2 * costs.far
+    bytes_, near, far = vectors * VECTOR_BYTES, costs.near + shifted, costs.far + shifted
+    if bytes_ > costs.second_level:
+        return 1.5 * far
+    # What does not fit is not missed all at once.
+    missed = (bytes_ - costs.first_level) / (_SPILL * costs.first_level)
+    return near + (far - near) * min(1.0, max(0.0, missed))

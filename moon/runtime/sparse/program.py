@@ -37,7 +37,8 @@ class Program:
         results: names of what must be there in the end.
         costs: what plans are chosen by.
         threads: the most that will run it.
-        plans: by node, plans to use instead of those chosen; one that does not fit is passed over.
+        plans: by what convolutions make, plans to use instead of those chosen; one that does not
+            fit is passed over.
         space: gives its memory.
 
     Attributes:
@@ -61,6 +62,8 @@ class Program:
         self._costs, self._threads, self._plans = costs, threads, dict(plans or {})
         self._space = space or Space()
         self.convolutions: dict[str, tuple[Convolution, Geometry]] = {}
+        # The same by what they make in a frame.
+        self._made: dict[str, tuple[Convolution, Geometry]] = {}
         self._reaches: dict[str, Reach] = {}
         prepared = self._arranged(steps)
         self._arena = Arena(self._lives(prepared, results), self._reaches, self._space)
@@ -123,7 +126,7 @@ class Program:
         source = step.source
         if frame is not None:
             before, source = self._into(frame, step, 0.0)
-        made = step.target
+        made = target = step.target
         after: list[st.Step] = []
         if convolution.written != geometry.target:
             assert frame is not None
@@ -131,7 +134,7 @@ class Program:
             out = st.Unframed(source=made, target=step.target, node=step.node, frame=frame)
             after = [replace(out, residual=step.residual, low=step.low, high=step.high)]
             step = replace(step, residual=None, low=st.NO_LOW, high=st.NO_HIGH)
-        self.convolutions[made] = (convolution, geometry)
+        self.convolutions[target] = self._made[made] = (convolution, geometry)
         reach = self._reaches.get(source, Reach())
         self._reaches[source] = convolution.reach.with_(reach)
         return [*before, replace(step, source=source, target=made), *after]
@@ -164,13 +167,21 @@ class Program:
 
     def _prepared(self, step: st.Conv, geometry: Geometry) -> Convolution:
         weights = ConvWeights(step.weight, step.groups)
-        plan = self._plans.get(step.node)
+        plan = self._plans.get(step.target)
         if plan is None or not sound(geometry, plan):
             plan = choose(geometry, weights.summary(geometry), self._costs)
         tiles = -(-written(geometry, plan.reading).vectors // plan.tile)
         shared = self._threads > 1 and (tiles < 4 * self._threads and tiles % self._threads)
         parts = self._threads if shared else 1
-        return Convolution(weights, step.bias, geometry, plan, parts=parts, space=self._space)
+        return Convolution(
+            weights,
+            step.bias,
+            geometry,
+            plan,
+            parts=parts,
+            permute=self._costs.permute,
+            space=self._space,
+        )
 
     def _lives(self, steps: Sequence[st.Step], results: Sequence[str]) -> dict[str, Life]:
         first = {self._source: -1}
@@ -199,7 +210,7 @@ class Program:
         return WRITERS[type(step)](self._site, step)
 
     def _conv(self, step: st.Conv) -> list[Operation]:
-        convolution, _ = self.convolutions[step.target]
+        convolution, _ = self._made[step.target]
         places = Places(
             source=self._site.at(step.source),
             target=self._site.at(step.target),
