@@ -141,7 +141,7 @@ class Costs:
 # A vector of sixteen floats is two of its registers: one load and one multiply-add a cycle.
 _ZEN4 = Costs(
     near=1.03, far=2.2, multiply=1.0, weight=0.6, row=18.0, shifted=0.75, copy=3.0,
-    first_level=30_000, second_level=300_000, permute=True,
+    first_level=30_000, second_level=300_000, registers=22, permute=True,
 )  # fmt: skip
 
 
