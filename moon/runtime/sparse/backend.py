@@ -71,8 +71,12 @@ class SparseBackend:
             raise BackendError(error.cause, remedy=error.remedy) from error
 
     def info(self) -> dict[str, Any]:
-        """Name, version, provider, precision, threads, instruction set, what is handed over."""
-        isa = self._engine.isa
+        """Beside what every backend says the instruction set, what is handed over, and layers.
+
+        ``sparse_layers`` are the convolutions and linear layers that the engine could run
+        (``eligible``) and does (``picked``); both 0 where ONNX Runtime runs the whole model.
+        """
+        isa, (picked, eligible) = self._engine.isa, self._engine.layers
         return {
             "name": self.name,
             "version": __version__,
@@ -81,4 +85,5 @@ class SparseBackend:
             "threads": self._engine.threads,
             "isa": isa or None,
             "handed_over": self._engine.handed_over or None,
+            "sparse_layers": {"eligible": eligible, "picked": picked},
         }

@@ -99,6 +99,12 @@ class Division:
         return sum(isinstance(part, Native) for part in self.parts)
 
     @property
+    def layers(self) -> int:
+        """Convolutions and linear layers that the engine runs."""
+        native = [part for part in self.parts if isinstance(part, Native)]
+        return sum(isinstance(s, (Conv, Linear)) for part in native for s in part.lowered.steps)
+
+    @property
     def convolutions_left(self) -> int:
         """Convolutions that ONNX Runtime runs."""
         foreign = [part for part in self.parts if isinstance(part, Foreign)]
@@ -167,9 +173,17 @@ class _Dividing:
             if name is None:
                 return
             tried.add(name)
+            self._explain(name)
             given = _planes(self._known.get(name), self._fixed)
             if given is not None:
                 self._take(name, given)
+
+    def _explain(self, name: str) -> None:
+        """Say that a graph computes in another type, rather than what is not known of it."""
+        value = self._known.get(name)
+        if value is not None and value.dtype not in (None, _FLOAT) and not self._effort.dense:
+            reader = next(node for node in self.nodes if _data(node) == name)
+            self._first = f"{reader.title}: it computes in {value.dtype}"
 
     def hand_over(self, nodes: Sequence[Node]) -> None:
         """Give nodes to ONNX Runtime."""

@@ -51,6 +51,7 @@ class SparseEngine:
         threads: that run together.
         isa: the instruction set in use; "" where ONNX Runtime runs the whole model.
         handed_over: what ONNX Runtime runs, or the first node of it, and why; "" for nothing.
+        layers: convolutions and linear layers that the engine runs, and of how many.
         inputs: what must be fed.
         optional, outputs: names of what may be fed, and of what is returned.
 
@@ -80,7 +81,7 @@ class SparseEngine:
         opened = open_model(model if isinstance(model, bytes) else os.fspath(model), options)
         self._parts, self._machine = opened.parts, opened.machine
         self.inputs, self.optional, self.outputs = opened.inputs, opened.optional, opened.outputs
-        self.handed_over = opened.handed_over
+        self.handed_over, self.layers = opened.handed_over, opened.layers
         self._constants = opened.constants
         self._required = {one.name for one in self.inputs}
         # The caller's own array, or what the model keeps, is not given away.
@@ -127,8 +128,10 @@ class SparseEngine:
         if self._closed:
             raise BackendError("the engine is closed", remedy="Open the model again")
         values = self._checked(feeds)
+        if self._machine is None:  # ONNX Runtime makes all of it, in order
+            return self._parts[0].run(values)
         for part in self._parts:
-            part.run(values)
+            values.update(part.run(values))
         for name in self._copied:
             values[name] = np.array(values.get(name, self._constants.get(name)))
         return {name: values[name] for name in self.outputs}

@@ -90,6 +90,9 @@ class Kernels:
         part: what it does.
         machine: shared with other parts.
         trusted: what it reads is finite, as its caller has checked.
+
+    Raises:
+        ValueError: it is too large for the kernels.
     """
 
     def __init__(self, part: Native, machine: Machine, *, trusted: bool) -> None:
@@ -98,7 +101,8 @@ class Kernels:
         given = part.given
         self._each = (given.channels, given.height, given.width)
         self._most = given.images if part.fixed else self._fits()
-        self._ready: OrderedDict[int, _Ready] = OrderedDict()
+        # What is wrong shows now, and the first run does not compile.
+        self._ready = OrderedDict([(given.images, self._prepare(given.images))])
 
     def _fits(self) -> int:
         largest = max(tensor.nbytes for tensor in self._part.lowered.tensors.values())
@@ -107,8 +111,8 @@ class Kernels:
     def reset(self) -> None:
         """A child that was forked goes on with all of it."""
 
-    def run(self, values: Values) -> None:
-        """Add its results to the values."""
+    def run(self, values: Mapping[str, Array]) -> Values:
+        """Its results."""
         images = values[self._source]
         if images.shape[1:] != self._each or images.dtype != np.float32:
             raise BackendError(
@@ -117,11 +121,9 @@ class Kernels:
             )
         count = len(images)
         if 0 < count <= self._most:
-            values.update(self._run(images))
-        else:
-            starts = range(0, count, self._most)
-            pieces = [self._run(images[i : i + self._most]) for i in starts]
-            values.update((name, self._joined(name, pieces)) for name in self._results)
+            return self._run(images)
+        pieces = [self._run(images[i : i + self._most]) for i in range(0, count, self._most)]
+        return {name: self._joined(name, pieces) for name in self._results}
 
     def _run(self, images: Array) -> Values:
         machine = self._machine

@@ -54,6 +54,8 @@ class Opened:
         optional: names of what may be fed.
         outputs: names, in the graph's order.
         handed_over: what ONNX Runtime runs, and why.
+        layers: convolutions and linear layers that the engine runs, and those and the
+            convolutions that ONNX Runtime runs.
         machine: what the engine's parts share; None where there are none.
         constants: outputs that nothing makes, by name.
     """
@@ -63,6 +65,7 @@ class Opened:
     optional: frozenset[str]
     outputs: tuple[str, ...]
     handed_over: str
+    layers: tuple[int, int] = (0, 0)
     machine: Machine | None = None
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -82,14 +85,15 @@ def open_model(source: Source, options: Options) -> Opened:
     """Open a model.
 
     Raises:
-        BackendError: neither the engine nor ONNX Runtime can.
+        BackendError: the file cannot be read, or neither the engine nor ONNX Runtime takes it.
         UsageError, MissingExtraError: as :class:`moon.runtime.sparse.engine.SparseEngine`.
     """
     unread: BackendError | None = None
     try:
         _check_system(options.force)
+        data = _contents(source) if isinstance(source, str) else source
         try:
-            model = _read(source)
+            model = _read(data)
         except BackendError as error:
             unread = error
             raise _WholeError(error.cause) from error
@@ -113,13 +117,6 @@ def _check_system(force: bool) -> None:
         raise _WholeError(error.cause) from error
 
 
-def _read(source: Source) -> Model:
-    from moon.runtime.sparse.fold import fold
-    from moon.runtime.sparse.model import read_model
-
-    return fold(read_model(_contents(source) if isinstance(source, str) else source))
-
-
 def _contents(path: str) -> bytes:
     try:
         if Path(path).stat().st_size > _MOST_FILE:
@@ -129,6 +126,13 @@ def _contents(path: str) -> bytes:
         raise BackendError(
             f"could not read {path}: {error.strerror or error}", remedy="Check the path"
         ) from error
+
+
+def _read(data: bytes) -> Model:
+    from moon.runtime.sparse.fold import fold
+    from moon.runtime.sparse.model import read_model
+
+    return fold(read_model(data))
 
 
 def _divided(model: Model, options: Options) -> Opened:
@@ -144,12 +148,16 @@ def _divided(model: Model, options: Options) -> Opened:
     foreign = _sessions(model, division, options)
     machine = Machine(options.threads, options.isa, options.guard, options.plans)
     (given,) = model.inputs
-    parts = [
-        Kernels(part, machine, trusted=part.source == given.name)
-        if isinstance(part, Native)
-        else foreign[i]
-        for i, part in enumerate(division.parts)
-    ]
+    try:
+        parts = [
+            Kernels(part, machine, trusted=part.source == given.name)
+            if isinstance(part, Native)
+            else foreign[i]
+            for i, part in enumerate(division.parts)
+        ]
+    except ValueError as error:  # larger than the kernels' tables can say
+        machine.close()
+        raise _WholeError(f"it is too large for the engine: {error}") from error
     left = division.convolutions_left
     if left:
         options.warn(f"ONNX Runtime runs {left} of the convolutions; {division.first}")
@@ -161,6 +169,7 @@ def _divided(model: Model, options: Options) -> Opened:
         optional=model.optional,
         outputs=outputs,
         handed_over=division.first,
+        layers=(division.layers, division.layers + left),
         machine=machine,
         constants={name: model.constants[name] for name in outputs if name in model.constants},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -51,8 +52,8 @@ class Session:
         self._opened = None
         self._lock = threading.Lock()
 
-    def run(self, values: dict[str, NDArray[Any]]) -> None:
-        """Add its results to the values."""
+    def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Its results, in the file's order."""
         feeds = {name: values[name] for name in self._required}
         if self.optional:
             feeds.update((name, values[name]) for name in self.optional if name in values)
@@ -60,7 +61,7 @@ class Session:
             found = self._session().run(self.outputs, feeds)
         except Exception as error:  # its exceptions share no base class but Exception
             raise BackendError(f"ONNX Runtime failed: {error}") from error
-        values.update(zip(self.outputs, found, strict=True))
+        return dict(zip(self.outputs, found, strict=True))
 
     def _session(self) -> Any:
         session = self._opened
