@@ -148,7 +148,7 @@ class SparseEngine:
             names = ", ".join([*(one.name for one in self.inputs), *sorted(self.optional)])
             raise UsageError(f"the inputs are {names}, not {', '.join(feeds) or 'none'}")
         for name, x in values.items():
-            if not isinstance(x, np.ndarray) or not x.flags.c_contiguous:
+            if type(x) is not np.ndarray or not x.flags.c_contiguous:
                 values[name] = np.asarray(x, order="C")
         for one in self.inputs:
             one.check(values[one.name])

@@ -55,22 +55,20 @@ class Session:
     def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Its results, in the file's order."""
         feeds = {name: values[name] for name in self._required}
-        if self.optional:
-            feeds.update((name, values[name]) for name in self.optional if name in values)
+        for name in self.optional:
+            if name in values:
+                feeds[name] = values[name]
         try:
-            found = self._session().run(self.outputs, feeds)
+            found = (self._opened or self._session()).run(self.outputs, feeds)
         except Exception as error:  # its exceptions share no base class but Exception
             raise BackendError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self.outputs, found, strict=True))
 
     def _session(self) -> Any:
-        session = self._opened
-        if session is None:
-            with self._lock:
-                if self._opened is None:
-                    self._opened = open_session(self._model, threads=self._threads, spin=self._spin)
-                session = self._opened
-        return session
+        with self._lock:
+            if self._opened is None:
+                self._opened = open_session(self._model, threads=self._threads, spin=self._spin)
+            return self._opened
 
 
 def _input(node: Any) -> Input:
