@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.runtime.sparse.conv_weights import ConvWeights
+from moon.runtime.sparse.frame import Frame
 from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.ir import LANES, VECTOR_BYTES
 from moon.runtime.sparse.plan import FAR, Plan, copied_vectors
@@ -30,6 +31,8 @@ class Columns:
         which: for each nonzero the place of its column among the used ones, int64 [n].
         bounds: where blocks of used columns begin, and their number.
         offsets: of each used column within its block, in vectors.
+        bases: of each block, bytes from the source's first plane; where columns are read where
+            they lie.
         tables: by block what is copied: a plane's byte offset and a tap (or kind of tap), and so
             on, uint32; empty where columns are read where they lie.
         most: the most that a block copies.
@@ -38,6 +41,7 @@ class Columns:
     which: Ints
     bounds: tuple[int, ...]
     offsets: Ints
+    bases: tuple[int, ...] = ()
     tables: tuple[NDArray[np.uint32], ...] = ()
     most: int = 0
 
@@ -53,14 +57,18 @@ def place(weights: ConvWeights, geometry: Geometry, plan: Plan) -> Columns:
     if plan.reading == "rows":  # what is copied together lies together
         order = np.argsort(pairs, kind="stable")
         used, pairs, which = used[order], pairs[order], np.argsort(order)[which]
-    plane, tap = _planes(used, weights.taps, geometry)
-    pitch = (geometry.phased if geometry.flat else geometry.source).pitch
+    plane, tap = _planes(used, weights.taps, geometry, plan)
+    if plan.reading == "frame":
+        return _framed(which, plane, tap, geometry, plan)
+    pitch = (geometry.source if plan.reading == "gather" else geometry.phased).pitch
     if plan.reading == "rows":
         bounds = _bounds_of_pairs(pairs, plan, copied_vectors(geometry, plan))
         return _rows(which, bounds, plane * pitch * VECTOR_BYTES, tap, pairs, geometry, plan)
     if plan.reading == "direct":
         bounds = _bounds(len(used), plan.block)
-        return Columns(which=which, bounds=bounds, offsets=plane * pitch)
+        return Columns(
+            which=which, bounds=bounds, offsets=plane * pitch, bases=(0,) * (len(bounds) - 1)
+        )
     bounds = _bounds(len(used), min(plan.block, (FAR - 1) // plan.tile))
     offsets, tables = np.zeros(len(used), np.int64), []
     for begin, end in pairwise(bounds):
@@ -72,11 +80,30 @@ def place(weights: ConvWeights, geometry: Geometry, plan: Plan) -> Columns:
     )
 
 
-def _planes(used: Ints, taps: int, geometry: Geometry) -> tuple[Ints, Ints]:
+def _framed(which: Ints, plane: Ints, tap: Ints, geometry: Geometry, plan: Plan) -> Columns:
+    """Blocks of columns whose offsets from the first one's channel fit their field."""
+    frame = Frame.around(geometry)
+    shifts = frame.shifts(geometry)[tap]
+    pitch, phases = frame.planes.pitch * LANES, len(frame.phases)
+    first = plane // phases * phases
+    bounds, bases = [0], [int(first[0]) * pitch] if len(first) else [0]
+    at = plane * pitch + shifts
+    for i in range(len(at)):
+        if i - bounds[-1] == plan.block or at[i] - bases[-1] >= FAR:
+            bounds.append(i)
+            bases.append(int(first[i]) * pitch)
+    bounds = [*bounds, len(at)]
+    offsets = at - np.repeat(bases, np.diff(bounds))
+    return Columns(
+        which=which, bounds=tuple(bounds), offsets=offsets, bases=tuple(4 * base for base in bases)
+    )
+
+
+def _planes(used: Ints, taps: int, geometry: Geometry, plan: Plan) -> tuple[Ints, Ints]:
     """The plane each column reads, and its tap."""
     channel, tap = used // taps, used % taps
-    if geometry.flat:
-        return channel * geometry.phases + geometry.tap_phase[tap], tap
+    if plan.reading != "gather":
+        return channel * len(geometry.taps.phases) + geometry.taps.phase[tap], tap
     return channel, tap
 
 
@@ -108,8 +135,8 @@ def _rows(
     geometry: Geometry,
     plan: Plan,
 ) -> Columns:
-    kind = geometry.tap_kinds[0][tap]
-    down = (geometry.tap_rows - geometry.tap_rows.min())[tap]
+    kind = geometry.taps.kinds[0][tap]
+    down = (geometry.taps.row - geometry.taps.row.min())[tap]
     down = down * geometry.target.width // LANES
     offsets, tables, most = np.zeros(len(tap), np.int64), [], 0
     for begin, end in pairwise(bounds):

@@ -38,6 +38,6 @@ class ConvWeights:
     def pairs(self, geometry: Geometry) -> Ints:
         """For every column its channel and the kind of its tap, as one number."""
         channels = int(self.column.max(initial=0)) // self.taps + 1
-        kind, first = geometry.tap_kinds
+        kind, first = geometry.taps.kinds
         found: Ints = np.arange(channels)[:, None] * len(first) + kind
         return found.reshape(-1)

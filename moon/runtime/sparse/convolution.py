@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moon.runtime.sparse.columns import place
+from moon.runtime.sparse.columns import Columns, place
 from moon.runtime.sparse.conv_weights import ConvWeights
 from moon.runtime.sparse.encode import Stream, encode, units_of
 from moon.runtime.sparse.frames import Record, address
@@ -16,7 +16,7 @@ from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.ir import VECTOR_BYTES
 from moon.runtime.sparse.kernels_conv import BLOCK, CONV, PART, ConvKernel
 from moon.runtime.sparse.memory import Reach, Space
-from moon.runtime.sparse.plan import Plan, copied_vectors, sound
+from moon.runtime.sparse.plan import Plan, copied_vectors, sound, written
 from moon.runtime.sparse.taps import tap_tables
 
 __all__ = ["Call", "Convolution", "Places"]
@@ -35,9 +35,9 @@ class Places:
     """Where a convolution reads and writes.
 
     Attributes:
-        source: planes, split by phase where the geometry has strides and is flat.
-        target: planes that are written.
-        residual: planes that are added, or None.
+        source: planes, in the frame that the reading asks for.
+        target: planes that are written, of the shape ``Convolution.written``.
+        residual: planes that are added, or None; of the same shape.
         scratch: a thread's own memory for each thread, ``scratch_step`` bytes each.
     """
 
@@ -57,9 +57,11 @@ class Convolution:
         geometry: of the taps.
         plan: how it is done.
         parts: rows are dealt to so many parts, for threads.
+        permute: see :class:`moon.runtime.sparse.kernels_conv.ConvKernel`.
         space: gives the memory of streams and tables.
 
     Attributes:
+        written: the shape of what is written: the target's, or as it lies over a frame.
         scratch_bytes: of a thread's own memory.
         reach: how far it reads beyond its source.
 
@@ -75,11 +77,14 @@ class Convolution:
         plan: Plan,
         *,
         parts: int = 1,
+        permute: bool = False,
         space: Space,
     ) -> None:
         if not sound(geometry, plan) or bias.shape != (weights.rows,) or parts < 1:
             raise ValueError(f"{plan} is not for {geometry}")
         self._geometry, self.plan, self._parts, self._space = geometry, plan, parts, space
+        self._permute = permute
+        self.written = written(geometry, plan.reading)
         self._bias = space.table(bias.astype(np.float32))
         columns = place(weights, geometry, plan)
         entries = units_of(weights.row, columns.which, weights.value, weights.rows, plan.together)
@@ -90,25 +95,25 @@ class Convolution:
         self.reach = Reach(*geometry.reach) if shifted else Reach()
         self.nbytes = sum(s.rows.nbytes + s.data.nbytes for block in streams for s in block)
         self._kept: list[Any] = []
-        self._blocks = self._table(streams, columns.tables)
+        self._blocks = self._table(streams, columns)
         self._fields = {
             name: space.table(value) if isinstance(value, np.ndarray) else value
             for name, value in tap_tables(geometry, plan).items()
         }
 
-    def _table(
-        self, streams: list[list[Stream]], tables: tuple[NDArray[np.uint32], ...]
-    ) -> NDArray[np.int64]:
+    def _table(self, streams: list[list[Stream]], columns: Columns) -> NDArray[np.int64]:
         """The table of blocks; what it points to is kept."""
         rows = []
         for number, block in enumerate(streams):
             parts = self._space.table(PART.table([self._part(stream) for stream in block]))
-            columns = self._space.table(tables[number] if tables else np.zeros(0, np.uint32))
-            self._kept += [parts, columns]
+            copied = columns.tables[number] if columns.tables else np.zeros(0, np.uint32)
+            copied = self._space.table(copied)
+            self._kept += [parts, copied]
             rows.append(
                 {
-                    "columns": address(columns),
-                    "column_count": len(columns) // 2,
+                    "base": columns.bases[number] if columns.bases else 0,
+                    "columns": address(copied),
+                    "column_count": len(copied) // 2,
                     "parts": address(parts),
                 }
             )
@@ -126,13 +131,13 @@ class Convolution:
             places: where they read and write.
             low, high: outputs are clamped to these.
         """
-        vectors, tile = self._geometry.target.vectors, self.plan.tile
+        vectors, tile = self.written.vectors, self.plan.tile
         rest = vectors % tile
         calls = []
         for size, first, count in ((tile, 0, vectors // tile), (rest, vectors - rest, 1)):
             if size and count:
                 record = self._record(places, first, count, low, high)
-                kernel = ConvKernel(size, self.plan.together, self.plan.reading)
+                kernel = ConvKernel(size, self.plan.together, self.plan.reading, self._permute)
                 calls.append(Call(kernel=kernel, record=record))
         return calls
 
@@ -144,7 +149,7 @@ class Convolution:
             target=places.target,
             residual=places.residual,
             bias=self._bias,
-            pitch=self._geometry.target.pitch * VECTOR_BYTES,
+            pitch=self.written.pitch * VECTOR_BYTES,
             first=first,
             tiles=tiles,
             parts=self._parts,

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from moon.runtime.sparse.ir import LANES
 from moon.runtime.sparse.layout import Planes
 
-__all__ = ["Geometry", "Window", "packed"]
+__all__ = ["Geometry", "Taps", "Window", "packed"]
 
 Ints = NDArray[np.int64]
-_MOST_PHASES = 256
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,33 @@ class Window:
         return self.kernel[0] * self.kernel[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """Taps by the phase they read.
+
+    Attributes:
+        phases: that any tap reads, y * stride + x.
+        phase: of each tap, its place among them, [t].
+        row, column: by how many rows and columns of its phase each tap is off, [t].
+    """
+
+    phases: tuple[int, ...]
+    phase: Ints
+    row: Ints
+    column: Ints
+
+    @cached_property
+    def kinds(self) -> tuple[Ints, Ints]:
+        """The kind of each tap, [t], and the first tap of each kind.
+
+        Taps of one phase and one column of the kernel are of one kind.
+        """
+        columns = self.column - self.column.min()
+        keys = self.phase * (int(columns.max()) + 1) + columns
+        _, first, kind = np.unique(keys, return_index=True, return_inverse=True)
+        return kind, first
+
+
 @dataclass(frozen=True)
 class Geometry:
     """A window over planes.
@@ -80,54 +106,30 @@ class Geometry:
         if (self.target.height, self.target.width) != self.phase_size:
             return False
         # Planes of very few pixels would be split into nearly empty ones.
-        few = self.phases <= _MOST_PHASES
-        return few and self.phased.nbytes <= 8 * self.source.nbytes + (1 << 16)
-
-    @property
-    def phases(self) -> int:
-        """Planes that a channel is split into, by position modulo the strides."""
-        return self.window.strides[0] * self.window.strides[1]
+        return self.phased.nbytes <= 8 * self.source.nbytes + (1 << 16)
 
     @property
     def phase_size(self) -> tuple[int, int]:
-        """Height and width of the planes of a phase."""
+        """Height and width of the planes of a phase, a position modulo the strides."""
         strides = self.window.strides
         return -(-self.source.height // strides[0]), -(-self.source.width // strides[1])
 
     @property
     def phased(self) -> Planes:
-        """The source split by phase, phases of a channel following each other."""
+        """The source split by the phases that taps read; those of a channel follow each other."""
+        if self.window.strides == (1, 1):
+            return self.source
         height, width = self.phase_size
-        return Planes(self.source.channels * self.phases, self.source.images, height, width)
+        channels = self.source.channels * len(self.taps.phases)
+        return Planes(channels, self.source.images, height, width, slack=1)
 
     @cached_property
-    def tap_phase(self) -> Ints:
-        """The phase each tap reads, [t]."""
+    def taps(self) -> Taps:
+        """Where the taps lie in the planes of their phases."""
+        sy, sx = self.window.strides
         dy, dx = self.offsets
-        return dy % self.window.strides[0] * self.window.strides[1] + dx % self.window.strides[1]
-
-    @cached_property
-    def tap_rows(self) -> Ints:
-        """By how many rows of its phase each tap is off, [t]."""
-        found: Ints = self.offsets[0] // self.window.strides[0]
-        return found
-
-    @cached_property
-    def tap_columns(self) -> Ints:
-        """By how many columns of its phase each tap is off, [t]."""
-        found: Ints = self.offsets[1] // self.window.strides[1]
-        return found
-
-    @cached_property
-    def tap_kinds(self) -> tuple[Ints, Ints]:
-        """The kind of each tap, [t], and the first tap of each kind.
-
-        Taps of one phase and one column of the kernel are of one kind.
-        """
-        columns = self.tap_columns - self.tap_columns.min()
-        keys = self.tap_phase * (int(columns.max()) + 1) + columns
-        _, first, kind = np.unique(keys, return_index=True, return_inverse=True)
-        return kind, first
+        phases, which = np.unique(dy % sy * sx + dx % sx, return_inverse=True)
+        return Taps(tuple(int(phase) for phase in phases), which, dy // sy, dx // sx)
 
     @cached_property
     def indices(self) -> NDArray[np.int32]:
@@ -135,51 +137,40 @@ class Geometry:
 
         Counted in the plane as it lies, p filled up to whole vectors with -1.
         """
-        return self._indices(self.source, self.window.strides, np.array(self.offsets))
-
-    def _indices(
-        self, planes: Planes, strides: tuple[int, int], offsets: Ints
-    ) -> NDArray[np.int32]:
-        if planes.pixels >= 1 << 31:
+        if self.source.pixels >= 1 << 31:
             raise ValueError("a plane has too many pixels for an index")
-        one = self._pixels(planes, strides, offsets).astype(np.int32)
+        one = self._pixels.astype(np.int32)
         image = np.arange(self.target.images, dtype=np.int32)[None, :, None]
-        image *= planes.height * planes.width
+        image *= self.source.height * self.source.width
         every = np.where(one >= 0, one + image, -1).reshape(len(one), -1)
         found = np.full((len(one), self.target.vectors * LANES), -1, np.int32)
         found[:, : every.shape[1]] = every
         return found
 
-    def _pixels(self, planes: Planes, strides: tuple[int, int], offsets: Ints) -> Ints:
-        """Source pixels of the first image, [t, 1, p of it]."""
+    @cached_property
+    def _pixels(self) -> Ints:
+        """Source pixels of the first image, -1 in the padding, [t, 1, p of it]."""
+        planes, strides, offsets = self.source, self.window.strides, self.offsets
         y = np.arange(self.target.height)[:, None] * strides[0]
         x = np.arange(self.target.width)[None, :] * strides[1]
         rows, columns = y + offsets[0][:, None, None], x + offsets[1][:, None, None]
         inside = (rows >= 0) & (rows < planes.height) & (columns >= 0) & (columns < planes.width)
         pixels: Ints = np.where(inside, rows * planes.width + columns, -1)
-        return pixels.reshape(offsets.shape[1], 1, -1)
+        return pixels.reshape(self.window.taps, 1, -1)
 
     @cached_property
     def shifts(self) -> Ints:
         """Bytes from an output pixel's place to each tap's, in planes by phase, [t]."""
-        found: Ints = (self.tap_rows * self.phase_size[1] + self.tap_columns) * 4
+        found: Ints = (self.taps.row * self.phase_size[1] + self.taps.column) * 4
         return found
 
     @cached_property
     def masks(self) -> NDArray[np.uint16]:
         """Which lanes of each tap and vector are pixels, [t, vectors]."""
-        one = self._pixels(self.source, self.window.strides, np.array(self.offsets)) >= 0
+        one = self._pixels >= 0
         lanes = np.zeros((len(one), self.target.vectors * LANES), np.bool_)
         lanes[:, : self.target.pixels] = np.tile(one[:, 0], (1, self.target.images))
         return packed(lanes)
-
-    @cached_property
-    def phase_indices(self) -> NDArray[np.int32]:
-        """The source pixel of each phase and phase pixel, -1 beyond the edge, [phases, p]."""
-        strides = self.window.strides
-        y, x = np.divmod(np.arange(self.phases), strides[1])
-        split = Geometry(self.source, Window((1, 1), strides), self.phased)
-        return split._indices(self.source, strides, np.array([y, x]))
 
     @property
     def reach(self) -> tuple[int, int]:

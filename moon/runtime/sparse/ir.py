@@ -154,6 +154,17 @@ class Fn:
         undefined = ir.Constant(vector.type, ir.Undefined)
         return self.b.shuffle_vector(vector, undefined, ir.Constant(INTS, [which] * LANES))
 
+    def opaque(self, constant: Any) -> Any:
+        """A vector of integers that LLVM does not know, in a register from the beginning on."""
+        self._entry.position_before(self._leave)
+        kind = ir.FunctionType(constant.type, [constant.type])
+        return self._entry.asm(kind, "", "=v,0", [constant], side_effect=False)
+
+    def permuted(self, vector: Any, indices: Any) -> Any:
+        """Lanes by indices, by the instruction for it; AVX-512 only."""
+        function = self._intrinsic("llvm.x86.avx512.permvar.sf.512", VEC, [VEC, INTS])
+        return self.b.call(function, [vector, indices])
+
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """``a b + c``, rounded once where the CPU can; nothing is called where it cannot."""
         function = self._intrinsic("llvm.fmuladd.v16f32", VEC, [VEC] * 3)
@@ -162,6 +173,39 @@ class Fn:
     def mask(self, bits: Any) -> Any:
         """Sixteen bits of an I16 as a vector of truth values, lane 0 the lowest."""
         return self.b.bitcast(bits, BITS)
+
+    def multiples(self, step: Any) -> Any:
+        """0, step, 2 step, ... of a 64-bit integer, as sixteen of 32 bits."""
+        every = self._every_int(step)
+        return self.b.mul(every, ir.Constant(INTS, list(range(LANES))))
+
+    def less(self, lanes: Any, bound: Any) -> Any:
+        """Which of sixteen integers are below a signed 64-bit one, itself of 32 bits in size."""
+        return self.b.icmp_signed("<", lanes, self._every_int(bound))
+
+    def below(self, bound: Any) -> Any:
+        """The first lanes, so many; none where it is negative."""
+        return self.less(ir.Constant(INTS, list(range(LANES))), bound)
+
+    def _every_int(self, value: Any) -> Any:
+        undefined = ir.Constant(INTS, ir.Undefined)
+        single = self.b.insert_element(undefined, self.b.trunc(value, I32), ir.Constant(I32, 0))
+        return self.lane(single, 0)
+
+    def load_where(self, mask: Any, pointer: Any, offset: Any, other: Any) -> Any:
+        """A vector at any address; of lanes that a mask leaves out nothing is read."""
+        if mask is None:
+            return self.load(VEC, pointer, offset)
+        function = self._intrinsic("llvm.masked.load.v16f32.p0", VEC, [PTR, I32, BITS, VEC])
+        return self.b.call(function, [self.at(pointer, offset), ir.Constant(I32, 4), mask, other])
+
+    def store_where(self, mask: Any, value: Any, pointer: Any, offset: Any) -> None:
+        """A vector to any address; of lanes that a mask leaves out nothing is written."""
+        if mask is None:
+            self.store(value, pointer, offset)
+            return
+        function = self._intrinsic("llvm.masked.store.v16f32.p0", VOID, [VEC, PTR, I32, BITS])
+        self.b.call(function, [value, self.at(pointer, offset), ir.Constant(I32, 4), mask])
 
     def where(self, mask: Any, yes: Any, no: Any) -> Any:
         return self.b.select(mask, yes, no)

@@ -11,8 +11,11 @@ from moon.runtime.sparse.ir import F32, I64, PTR, Fn
 
 __all__ = ["Kernel"]
 
-_POINTERS = frozenset({"source", "target", "other", "index", "factor", "weights", "bias", "starts"})
-_FLOATS = frozenset({"low", "high"})
+_POINTERS = frozenset({
+    "source", "target", "residual", "other", "index", "factor", "weights", "bias", "starts",
+    "parts", "shifts",
+})  # fmt: skip
+_FLOATS = frozenset({"low", "high", "fill"})
 
 
 class Kernel:

@@ -10,9 +10,10 @@ from moon.runtime.sparse.kernels_linear import build_linear, build_sparse_linear
 from moon.runtime.sparse.kernels_planes import (
     build_average,
     build_copy,
+    build_frame,
     build_pool,
-    build_split,
     build_spread,
+    build_unframe,
 )
 from moon.runtime.sparse.kernels_points import POINTWISE_KINDS, build_pointwise
 
@@ -21,7 +22,11 @@ __all__ = ["PLANE_KERNELS", "SOURCES"]
 # Kernel -> what writes it into a module.
 PLANE_KERNELS: Mapping[str, Callable[[ir.Module, str], None]] = {
     "copy": build_copy,
-    "split": build_split,
+    "frame_1": build_frame,
+    "frame_2": build_frame,
+    "frame_n": build_frame,
+    "unframe": build_unframe,
+    "unframe_add": build_unframe,
     "pool_max": build_pool,
     "pool_average": build_pool,
     "average": build_average,

@@ -21,13 +21,15 @@ from moon.runtime.sparse.frames import Layout
 from moon.runtime.sparse.ir import F32, I16, I32, I64, INTS, LANES, PTR, VEC, VECTOR_BYTES, Fn
 
 __all__ = [
-    "BLOCK", "COLUMN_BYTES", "CONV", "GROUP", "PART", "ROW_BYTES", "ConvKernel", "Reading",
-    "build_conv",
+    "BLOCK", "COLUMN_BYTES", "CONV", "GROUP", "IN_PLACE", "PART", "ROW_BYTES", "ConvKernel",
+    "Reading", "build_conv",
 ]  # fmt: skip
 
-# How columns are read: where they lie, copied with a shift, copied as rows of the image with
-# what is above and below, or gathered by an index.
-Reading = Literal["direct", "shift", "rows", "gather"]
+# How columns are read: where they lie; where they lie in a frame, on any bound of floats; copied
+# with a shift; copied as rows of the image with what is above and below; gathered by an index.
+Reading = Literal["direct", "frame", "shift", "rows", "gather"]
+
+IN_PLACE = ("direct", "frame")  # nothing is copied
 
 CONV = Layout(
     "source", "target", "residual", "bias", "pitch",  # pitch: bytes of an output plane
@@ -37,7 +39,8 @@ CONV = Layout(
     "copied", "step",  # vectors of a copied column, and bytes from one to the next
     "low", "high", "scratch", "scratch_step",
 )  # fmt: skip
-BLOCK = Layout("columns", "column_count", "parts")
+# base: bytes from the source to what offsets count from, where columns are read where they lie.
+BLOCK = Layout("base", "columns", "column_count", "parts")
 PART = Layout("rows", "row_count", "stream")
 # A column to copy: u32 byte offset of its plane, u32 tap.
 COLUMN_BYTES = 8
@@ -45,7 +48,7 @@ COLUMN_BYTES = 8
 # and of four nonzeros; for four rows its groups of four, and how many of the rows there are.
 ROW_BYTES = 8
 # Nonzeros in a group of a stream, and rows of it -> bytes: float32 weights, then u16 offsets
-# counted in vectors.
+# counted in vectors, or in floats in a frame.
 GROUP = {(16, 1): 96, (4, 1): 24, (4, 4): 72}
 # So far ahead the stream is fetched, in bytes: it is read once, from a cache farther away.
 _AHEAD = 2048
@@ -61,16 +64,20 @@ class ConvKernel:
         tile: T, vectors of pixels held in registers, 1 to 16.
         rows: output rows that share a list of columns: 1 or 4.
         reading: how columns are read.
+        permute: weights are spread over a vector by a permutation where that can be, for CPUs that
+            load too slowly to do it by loads beside those of columns.
     """
 
     tile: int
     rows: int
     reading: Reading
+    permute: bool = False
 
     @property
     def name(self) -> str:
         """Of its function."""
-        return f"conv_{self.reading}_r{self.rows}_t{self.tile}"
+        way = "_p" if self.permute else ""
+        return f"conv_{self.reading}_r{self.rows}_t{self.tile}{way}"
 
     @property
     def sums(self) -> int:
@@ -88,6 +95,7 @@ class _Writer:
         self.kernel = kernel
         arguments = [(PTR, "record"), (I64, "thread"), (I64, "threads")]
         self.k = Fn(module, kernel.name, arguments)
+        self.indices: dict[int, Any] = {}
 
     def field(self, name: str) -> Any:
         pointers = ("source", "target", "residual", "bias", "blocks", "shifts", "masks", "index")
@@ -116,8 +124,8 @@ class _Writer:
         k, fields = self.k, self.fields
         block = k.at(fields["blocks"], k.mul(number, BLOCK.bytes))
         here = k.shifted(vector, 6)
-        if self.kernel.reading == "direct":
-            base = k.at(fields["source"], here)
+        if self.kernel.reading in IN_PLACE:
+            base = k.at(fields["source"], k.add(k.load(I64, block, BLOCK["base"], 8), here))
         else:
             base = self.own
             columns = k.load(PTR, block, BLOCK["columns"], 8)
@@ -224,7 +232,7 @@ class _Writer:
 
     def _groups(self, count: Any, size: int, base: Any, stream: Any, sums: Any) -> None:
         k, kernel = self.k, self.kernel
-        bytes_ = GROUP[size, kernel.rows]
+        bytes_, framed = GROUP[size, kernel.rows], kernel.reading == "frame"
         with k.loop(0, count):
             group = stream.get()
             for ahead in range(0, bytes_, VECTOR_BYTES):
@@ -233,15 +241,28 @@ class _Writer:
             weights = k.load(VEC, group) if full else None
             offsets = self._offsets(group, size)
             for i, offset in enumerate(offsets):
-                at = k.at(base, k.shifted(offset, 6))
-                columns = [k.load(VEC, at, VECTOR_BYTES * t, 64) for t in range(kernel.tile)]
+                at = k.at(base, k.shifted(offset, 2 if framed else 6))
+                columns = [
+                    k.load(VEC, at, VECTOR_BYTES * t, 4 if framed else 64)
+                    for t in range(kernel.tile)
+                ]
                 for r in range(kernel.rows):
-                    n = i * kernel.rows + r
-                    weight = k.lane(weights, n) if full else k.splat(k.load(F32, group, 4 * n))
+                    weight = self._weight(group, weights, i * kernel.rows + r)
                     for t, column in enumerate(columns):
                         total = sums[i % kernel.sums][r][t]
                         total.set(k.fma(weight, column, total.get()))
             stream.set(k.at(group, bytes_))
+
+    def _weight(self, group: Any, weights: Any, n: int) -> Any:
+        """Weight number ``n`` of a group in every lane; ``weights``: a vector of them, if full."""
+        k = self.k
+        if weights is None:
+            return k.splat(k.load(F32, group, 4 * n))
+        if not self.kernel.permute or self.kernel.rows != 1:
+            return k.lane(weights, n)
+        if n not in self.indices:
+            self.indices[n] = k.opaque(ir.Constant(INTS, [n] * LANES))
+        return k.permuted(weights, self.indices[n])
 
     def _offsets(self, group: Any, size: int) -> list[Any]:
         k = self.k

@@ -21,15 +21,20 @@ __all__ = ["DRIVER", "OPERATION", "SYNC"]
 OPERATION = Layout("kernel", "record", "meet")
 # arrived: at barriers, all threads counted, since the beginning; alone in its cache line.
 # base: of it when a run starts. looks: at a barrier, or for work, before giving way.
+# times: where thread 0 notes the time before the first step and after each one, or 0; a timespec
+# each, from clock.
 SYNC = Layout(
     "arrived", *(f"_{i}" for i in range(7)),
     "operations", "count", "threads", "base", "stop", "looks", "semaphores", "semaphore_step",
-    "give_way", "wait", "try_wait", "post",
+    "give_way", "wait", "try_wait", "post", "clock", "times",
 )  # fmt: skip
 
 _KERNEL = ir.FunctionType(VOID, [PTR, I64, I64])
 _PLAIN = ir.FunctionType(I32, [])
 _ON_SEMAPHORE = ir.FunctionType(I32, [PTR])
+_CLOCK = ir.FunctionType(I32, [I32, PTR])
+_MONOTONIC = 1
+TIMESPEC_BYTES = 16
 
 
 def _build_run(module: ir.Module) -> Any:
@@ -39,6 +44,10 @@ def _build_run(module: ir.Module) -> Any:
     operations = k.load(PTR, sync, SYNC["operations"], 8)
     threads = _read(k, "threads")
     goal = k.variable(I64, _read(k, "base"))
+    times = k.load(PTR, sync, SYNC["times"], 8)
+    timed = k.compare(k.b.ptrtoint(times, I64), "!=", 0)
+    timed = k.b.and_(timed, k.compare(k.arguments["thread"], "==", 0))
+    _note(k, timed, times, k.number(0))
     with k.loop(0, _read(k, "count")) as n:
         one = k.at(operations, k.mul(n, OPERATION.bytes))
         kernel = k.load(PTR, one, OPERATION["kernel"], 8)
@@ -49,6 +58,7 @@ def _build_run(module: ir.Module) -> Any:
         with k.when(k.b.and_(several, meet)):
             goal.set(k.add(goal.get(), threads))
             _barrier(k, goal.get())
+        _note(k, timed, times, k.add(n, 1))
     k.done()
     run = module.globals["run"]
     run.linkage = "internal"
@@ -97,6 +107,13 @@ def _semaphore(k: Fn, thread: Any) -> Any:
 
 def _read(k: Fn, name: str) -> Any:
     return k.load(I64, k.arguments["sync"], SYNC[name], 8)
+
+
+def _note(k: Fn, timed: Any, times: Any, number: Any) -> None:
+    with k.when(timed):
+        clock = k.load(PTR, k.arguments["sync"], SYNC["clock"], 8)
+        where = k.at(times, k.mul(number, TIMESPEC_BYTES))
+        k.call(clock, _CLOCK, [ir.Constant(I32, _MONOTONIC), where])
 
 
 def _barrier(k: Fn, goal: Any) -> None:

@@ -20,12 +20,14 @@ class Planes:
 
     Attributes:
         channels, images, height, width: all positive.
+        slack: vectors behind each plane that may be written.
     """
 
     channels: int
     images: int
     height: int
     width: int
+    slack: int = 0
 
     @property
     def pixels(self) -> int:
@@ -45,7 +47,7 @@ class Planes:
     @property
     def pitch(self) -> int:
         """Vectors from a plane to the next: odd above 8, so that channels do not share sets."""
-        vectors = self.vectors
+        vectors = self.vectors + self.slack
         return vectors + 1 if vectors > 8 and vectors % 2 == 0 else vectors
 
     @property

@@ -55,7 +55,7 @@ class Machine:
         self.threads, self.plans = threads, plans
         self.space = Space(guard)
         self.jit = Jit(isa, Cache(), fingerprint=fingerprint(*SOURCES))
-        self.costs = Costs.of(self.jit.isa)
+        self.costs = Costs.of(self.jit.isa, self.jit.cpu)
         drivers = self.jit.addresses(DRIVER)
         self.team = Team(threads, drivers["lead"], drivers["work"])
         self.reset()

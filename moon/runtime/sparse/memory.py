@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -29,6 +30,8 @@ _GUARDS: Mapping[str, Guard] = {
     "": "", "0": "", "1": "after", "after": "after", "before": "before"
 }  # fmt: skip
 _PAGE = mmap.PAGESIZE
+_LARGE_PAGE = 2 << 20
+_WORTH_LARGE_PAGES = 1 << 20
 _Number = TypeVar("_Number", bound=np.generic)
 
 
@@ -93,8 +96,30 @@ def _up(size: int, unit: int) -> int:
 def aligned(nbytes: int, reach: Reach = Reach()) -> NDArray[np.uint8]:  # noqa: B008, immutable
     """Zeroed bytes from a page's start on, with room around them."""
     before = _up(reach.before, _PAGE)
+    if nbytes >= _WORTH_LARGE_PAGES:
+        raw = _on_large_pages(nbytes + before + reach.after)
+        return raw[before : before + nbytes]
     raw = np.zeros(nbytes + before + reach.after + _PAGE, np.uint8)
     start = -raw.ctypes.data % _PAGE + before
+    return raw[start : start + nbytes]
+
+
+def _on_large_pages(nbytes: int) -> NDArray[np.uint8]:
+    """Zeroed bytes, on pages of 2 MiB where the system has them.
+
+    A tile reads a little of each of many planes: on pages of 4 KiB their addresses alone would
+    not fit in a core's first table of pages.
+    """
+    private = getattr(mmap, "MAP_PRIVATE", None)
+    if private is None:
+        return np.zeros(nbytes, np.uint8)
+    size = _up(nbytes, _LARGE_PAGE)
+    memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=private | mmap.MAP_ANONYMOUS)
+    raw = np.frombuffer(memory, np.uint8)
+    start = -raw.ctypes.data % _LARGE_PAGE
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE, start, size)
     return raw[start : start + nbytes]
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moon.runtime.sparse.frame import Frame
 from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.ir import LANES, VECTOR_BYTES
-from moon.runtime.sparse.kernels_conv import Reading
+from moon.runtime.sparse.kernels_conv import IN_PLACE, Reading
+from moon.runtime.sparse.layout import Planes
 
 __all__ = [
     "FAR", "Costs", "Plan", "Weights", "candidates", "choose", "copied_vectors", "halo", "readings",
-    "sound",
+    "sound", "written",
 ]  # fmt: skip
 
 # Registers for sums: tiles by rows together, for 32 registers of sixteen floats.
@@ -27,6 +29,10 @@ _BLOCK_BYTES = (16_384, 24_576, 32_768, 65_536, 262_144, 524_288, 1 << 30)
 # Columns lie at offsets below this, in vectors.
 FAR = 1 << 16
 _MOST_TILE = 16
+# So much more than what fits, as a share of it, and nearly all is missed.
+_SPILL = 0.6
+# Planes of fewer vectors are fetched as a whole by what is read of them.
+_NEXT = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +104,12 @@ class Costs:
         multiply: a multiply-add of registers.
         weight: a nonzero's weight and offset.
         row: a unit's beginning and end, beside its outputs.
+        shifted: more for a vector that lies on no bound.
         copy, gather: a vector into the tile's own memory.
+        arrange: a vector into a frame, or out of one.
         first_level, second_level: bytes that stay in these caches.
         registers: vectors of sixteen floats that may hold sums.
+        permute: see :class:`moon.runtime.sparse.kernels_conv.ConvKernel`.
     """
 
     near: float = 0.72
@@ -108,43 +117,67 @@ class Costs:
     multiply: float = 0.5
     weight: float = 0.85
     row: float = 9.0
+    shifted: float = 0.7
     copy: float = 2.2
+    arrange: float = 4.0
     gather: float = 12.0
     first_level: int = 40_000
     second_level: int = 700_000
     registers: int = 26
+    permute: bool = False
 
     @classmethod
-    def of(cls, isa: str) -> Costs:
-        """For an instruction set."""
+    def of(cls, isa: str, cpu: str = "") -> Costs:
+        """For an instruction set, and a CPU as LLVM calls it."""
         if isa == "avx512":
-            return cls()
+            return _ZEN4 if cpu == "znver4" else cls()
         if isa == "avx2":
             return cls(near=1.0, far=1.4, multiply=1.0, registers=6)
         return cls(near=2.0, far=2.5, multiply=2.0, registers=3 if isa == "sse" else 7)
 
 
+# A vector of sixteen floats is two of its registers: one load and one multiply-add a cycle.
+_ZEN4 = Costs(
+    near=1.03, far=2.2, multiply=1.0, weight=0.6, row=18.0, shifted=0.75, copy=3.0,
+    first_level=30_000, second_level=300_000, permute=True,
+)  # fmt: skip
+
+
 def readings(geometry: Geometry) -> tuple[Reading, ...]:
     """Ways to read the columns of a convolution."""
-    if not geometry.flat:
-        return ("gather",)
     found: list[Reading] = []
-    planes = geometry.phased
-    if geometry.window.taps == 1 and not geometry.shifts.any():
+    if geometry.flat and geometry.window.taps == 1 and not geometry.shifts.any():
+        planes = geometry.phased
         if planes.channels * planes.pitch <= FAR:
             found.append("direct")
         found.append("shift")
         return tuple(found)
-    rows = int(np.ptp(geometry.tap_rows))
-    if rows and geometry.target.width % LANES == 0:
+    if _can_frame(geometry):
+        found.append("frame")
+    if not geometry.flat:
+        return (*found, "gather")
+    if int(np.ptp(geometry.taps.row)) and geometry.target.width % LANES == 0:
         found.append("rows")
-    found.append("shift")
-    return tuple(found)
+    return (*found, "shift")
+
+
+def _can_frame(geometry: Geometry) -> bool:
+    """Whether all phases of a channel are within reach, and margins not most of the frame."""
+    planes = Frame.around(geometry).planes
+    near = planes.pitch * LANES * len(geometry.taps.phases) <= FAR
+    return near and planes.nbytes <= 8 * geometry.source.nbytes + (1 << 16)
+
+
+def written(geometry: Geometry, reading: Reading) -> Planes:
+    """The shape of what a convolution writes."""
+    if reading == "frame":
+        return Frame.around(geometry).written(geometry.target)
+    return geometry.target
 
 
 def halo(geometry: Geometry) -> int:
     """Vectors above and below a tile that its taps read, when copied by rows."""
-    rows = geometry.tap_rows
+    rows = geometry.taps.row
     return int(rows.max() - rows.min()) * geometry.target.width // LANES
 
 
@@ -156,8 +189,8 @@ def copied_vectors(geometry: Geometry, plan: Plan) -> int:
 def sound(geometry: Geometry, plan: Plan) -> bool:
     """Whether a plan, wherever it comes from, can be carried out for this geometry."""
     known = plan.together in _TILES and plan.reading in readings(geometry) and plan.block >= 1
-    fits = 1 <= plan.tile <= min(_MOST_TILE, geometry.target.vectors)
-    return known and fits and (plan.reading != "rows" or _whole_rows(geometry, plan.tile))
+    fits = known and 1 <= plan.tile <= min(_MOST_TILE, written(geometry, plan.reading).vectors)
+    return fits and (plan.reading != "rows" or _whole_rows(geometry, plan.tile))
 
 
 def _whole_rows(geometry: Geometry, tile: int) -> bool:
@@ -170,7 +203,7 @@ def _whole_rows(geometry: Geometry, tile: int) -> bool:
 
 def tiles(geometry: Geometry, costs: Costs, together: int, reading: Reading) -> Iterator[int]:
     """Tile sizes that fit the registers and the planes."""
-    vectors = geometry.target.vectors
+    vectors = written(geometry, reading).vectors
     for tile in _TILES[together]:
         if tile > vectors or (tile > 1 and tile * together > costs.registers):
             continue
@@ -202,13 +235,19 @@ def _plan(
     column = _column_vectors(geometry, weights, tile, reading)
     fits = bytes_ / (column * VECTOR_BYTES)
     block = max(1, min(weights.columns, int(fits)))
-    if reading != "direct" and block * column * 1.1 + 64 >= FAR:
+    if reading not in IN_PLACE and block * column * 1.1 + 64 >= FAR:
         return None
     return Plan(tile=tile, together=together, reading=reading, block=block)
 
 
 def _column_vectors(geometry: Geometry, weights: Weights, tile: int, reading: Reading) -> float:
-    """Vectors that a column takes in the tile's memory."""
+    """Vectors of a column that are read, or copied into the tile's memory."""
+    if reading == "frame":  # those of a channel's taps overlap
+        frame = Frame.around(geometry)
+        shifts = frame.shifts(geometry)
+        each = len(frame.phases) * tile + int(np.ptp(shifts)) / LANES
+        used = weights.columns / geometry.window.taps
+        return min(tile, each * max(1.0, used) / max(1, weights.columns))
     if reading != "rows":
         return tile
     return (tile + halo(geometry)) * max(1, weights.pairs) / max(1, weights.columns)
@@ -222,23 +261,50 @@ def _cost(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> flo
     units = weights.rows if alone else -(-weights.rows // 4)
     # A list of nonzeros is padded by some.
     steps = (weights.nonzeros if alone else weights.shared) + 1.5 * units * blocks
-    load, multiply = _load(costs, plan.block * column), costs.multiply * plan.together
+    shifted = costs.shifted if plan.reading == "frame" else 0.0
+    load = _load(costs, _room(geometry, plan, column), shifted)
+    multiply = costs.multiply * plan.together
     # Loads and multiply-adds go on side by side; a little of the lesser shows.
     lesser = min(load, multiply) * 0.15
     each = plan.tile * (max(load, multiply) + lesser) + costs.weight * (1 if alone else 2)
     outputs = (2 if blocks > 1 else 1) * plan.tile * plan.together * costs.far
     passes = units * blocks * (costs.row + outputs)
-    copies = {"direct": 0.0, "gather": costs.gather}.get(plan.reading, costs.copy)
+    copies = {"direct": 0.0, "frame": 0.0, "gather": costs.gather}.get(plan.reading, costs.copy)
     copied = weights.columns * column * copies
-    vectors = geometry.target.vectors
+    vectors = written(geometry, plan.reading).vectors
     # The rest of a plane is a tile of its own, as dear in weights and rows.
     extra = costs.weight * steps + units * blocks * costs.row if vectors % plan.tile else 0.0
-    return vectors / plan.tile * (steps * each + passes + copied) + extra
+    return (
+        vectors / plan.tile * (steps * each + passes + copied)
+        + extra
+        + _around(geometry, weights, costs, plan)
+    )
 
 
-def _load(costs: Costs, vectors: float) -> float:
+def _around(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> float:
+    """Cycles of what goes before and after a convolution in a frame."""
+    if plan.reading != "frame":
+        return 0.0
+    frame = Frame.around(geometry)
+    vectors = frame.planes.channels * frame.planes.vectors
+    target = geometry.target
+    if frame.written(target) != target:
+        vectors += weights.rows * target.images * target.height * -(-target.width // LANES)
+    return vectors * costs.arrange
+
+
+def _room(geometry: Geometry, plan: Plan, column: float) -> float:
+    """Vectors that a block's columns take in a first-level cache."""
+    # Of planes that lie far apart the CPU fetches what follows a tile, in vain.
+    apart = plan.reading == "direct" and geometry.phased.pitch > _NEXT
+    return plan.block * (column + 1 if apart else column)
+
+
+def _load(costs: Costs, vectors: float, shifted: float) -> float:
     """Cycles to load a vector out of so many."""
-    bytes_ = vectors * VECTOR_BYTES
-    if bytes_ <= costs.first_level:
-        return costs.near
-    return costs.far if bytes_ <= costs.second_level else 2 * costs.far
+    bytes_, near, far = vectors * VECTOR_BYTES, costs.near + shifted, costs.far + shifted
+    if bytes_ > costs.second_level:
+        return 1.5 * far
+    # What does not fit is not missed all at once.
+    missed = (bytes_ - costs.first_level) / (_SPILL * costs.first_level)
+    return near + (far - near) * min(1.0, max(0.0, missed))

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from moon.runtime.sparse import steps as st
 from moon.runtime.sparse.conv_weights import ConvWeights
 from moon.runtime.sparse.convolution import Convolution, Places
+from moon.runtime.sparse.frame import Frame, frame_of
 from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.kernels_conv import ConvKernel, build_conv
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Arena, Life, Reach, Space
-from moon.runtime.sparse.plan import Costs, Plan, choose, sound
+from moon.runtime.sparse.plan import Costs, Plan, choose, sound, written
 from moon.runtime.sparse.site import Operation, Site
 from moon.runtime.sparse.writers import WRITERS
 
@@ -36,7 +37,8 @@ class Program:
         results: names of what must be there in the end.
         costs: what plans are chosen by.
         threads: the most that will run it.
-        plans: by node, plans to use instead of those chosen; one that does not fit is passed over.
+        plans: by what convolutions make, plans to use instead of those chosen; one that does not
+            fit is passed over.
         space: gives its memory.
 
     Attributes:
@@ -60,11 +62,10 @@ class Program:
         self._costs, self._threads, self._plans = costs, threads, dict(plans or {})
         self._space = space or Space()
         self.convolutions: dict[str, tuple[Convolution, Geometry]] = {}
+        # The same by what they make in a frame.
+        self._made: dict[str, tuple[Convolution, Geometry]] = {}
         self._reaches: dict[str, Reach] = {}
-        prepared = self._with_splits(steps)
-        for step in prepared:
-            if isinstance(step, st.Conv):
-                self._prepare(step)
+        prepared = self._arranged(steps)
         self._arena = Arena(self._lives(prepared, results), self._reaches, self._space)
         self._site = Site(self._tensors, self._arena, self._space)
         self._take_scratch()
@@ -104,30 +105,55 @@ class Program:
 
     # Preparation.
 
-    def _with_splits(self, steps: Sequence[st.Step]) -> list[st.Step]:
-        """Before a convolution with strides its input is split by phase, once for all readers."""
+    def _arranged(self, steps: Sequence[st.Step]) -> list[st.Step]:
+        """With steps into frames, once for all that read the same one, and out of them."""
         found: list[st.Step] = []
-        split: dict[tuple[str, tuple[int, int]], str] = {}
-        self._geometries: dict[str, Geometry] = {}
+        self._framed: dict[tuple[str, Frame, float], str] = {}
         for step in steps:
             if isinstance(step, st.Conv):
-                geometry = Geometry(
-                    self._planes(step.source), step.window, self._planes(step.target)
-                )
-                self._geometries[step.target] = geometry
-                if geometry.flat and geometry.phases > 1:
-                    key = (step.source, step.window.strides)
-                    if key not in split:
-                        split[key] = name = self._new_name(f"{step.source} by phase")
-                        self._tensors[name] = geometry.phased
-                        found.append(
-                            st.Split(
-                                source=step.source, target=name, node=step.node, window=step.window
-                            )
-                        )
-                    step = replace(step, source=split[key])
-            found.append(step)
+                found += self._conv_steps(step)
+            elif isinstance(step, st.Pool):
+                found += self._pool_steps(step)
+            else:
+                found.append(step)
         return found
+
+    def _conv_steps(self, step: st.Conv) -> list[st.Step]:
+        geometry = Geometry(self._planes(step.source), step.window, self._planes(step.target))
+        convolution = self._prepared(step, geometry)
+        frame = frame_of(geometry, convolution.plan.reading)
+        before: list[st.Step] = []
+        source = step.source
+        if frame is not None:
+            before, source = self._into(frame, step, 0.0)
+        made = target = step.target
+        after: list[st.Step] = []
+        if convolution.written != geometry.target:
+            assert frame is not None
+            self._tensors[made := self._new_name(f"{step.target} in a frame")] = convolution.written
+            out = st.Unframed(source=made, target=step.target, node=step.node, frame=frame)
+            after = [replace(out, residual=step.residual, low=step.low, high=step.high)]
+            step = replace(step, residual=None, low=st.NO_LOW, high=st.NO_HIGH)
+        self.convolutions[target] = self._made[made] = (convolution, geometry)
+        reach = self._reaches.get(source, Reach())
+        self._reaches[source] = convolution.reach.with_(reach)
+        return [*before, replace(step, source=source, target=made), *after]
+
+    def _pool_steps(self, step: st.Pool) -> list[st.Step]:
+        geometry = Geometry(self._planes(step.source), step.window, self._planes(step.target))
+        fill = float("-inf") if step.kind == "max" else 0.0
+        before, source = self._into(Frame.around(geometry), step, fill)
+        return [*before, replace(step, source=source, geometry=geometry)]
+
+    def _into(self, frame: Frame, step: st.Step, fill: float) -> tuple[list[st.Step], str]:
+        """What puts the source of a step into a frame, where nothing has yet; and its name."""
+        key = (step.source, frame, fill)
+        if key in self._framed:
+            return [], self._framed[key]
+        self._framed[key] = name = self._new_name(f"{step.source} framed")
+        self._tensors[name] = frame.planes
+        new = st.Framed(source=step.source, target=name, node=step.node, frame=frame, fill=fill)
+        return [new], name
 
     def _new_name(self, name: str) -> str:
         while name in self._tensors:
@@ -139,21 +165,22 @@ class Program:
         assert isinstance(tensor, Planes)
         return tensor
 
-    def _prepare(self, step: st.Conv) -> None:
-        geometry = self._geometries[step.target]
+    def _prepared(self, step: st.Conv, geometry: Geometry) -> Convolution:
         weights = ConvWeights(step.weight, step.groups)
-        plan = self._plans.get(step.node)
+        plan = self._plans.get(step.target)
         if plan is None or not sound(geometry, plan):
             plan = choose(geometry, weights.summary(geometry), self._costs)
-        tiles = -(-geometry.target.vectors // plan.tile)
+        tiles = -(-written(geometry, plan.reading).vectors // plan.tile)
         shared = self._threads > 1 and (tiles < 4 * self._threads and tiles % self._threads)
         parts = self._threads if shared else 1
-        convolution = Convolution(
-            weights, step.bias, geometry, plan, parts=parts, space=self._space
-        )
-        self.convolutions[step.target] = (convolution, geometry)
-        self._reaches[step.source] = convolution.reach.with_(
-            self._reaches.get(step.source, Reach())
+        return Convolution(
+            weights,
+            step.bias,
+            geometry,
+            plan,
+            parts=parts,
+            permute=self._costs.permute,
+            space=self._space,
         )
 
     def _lives(self, steps: Sequence[st.Step], results: Sequence[str]) -> dict[str, Life]:
@@ -183,7 +210,7 @@ class Program:
         return WRITERS[type(step)](self._site, step)
 
     def _conv(self, step: st.Conv) -> list[Operation]:
-        convolution, _ = self.convolutions[step.target]
+        convolution, _ = self._made[step.target]
         places = Places(
             source=self._site.at(step.source),
             target=self._site.at(step.target),

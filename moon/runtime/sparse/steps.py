@@ -11,13 +11,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from moon.runtime.sparse.geometry import Window
+from moon.runtime.sparse.frame import Frame
+from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.ir import LANES, VECTOR_BYTES
 from moon.runtime.sparse.layout import Planes
 
 __all__ = [
-    "NO_HIGH", "NO_LOW", "Average", "Clamped", "Concat", "Conv", "Flatten", "Linear", "Point",
-    "Pool", "Rows", "Split", "Spread", "Step", "Tensor",
+    "NO_HIGH", "NO_LOW", "Average", "Clamped", "Concat", "Conv", "Flatten", "Framed", "Linear",
+    "Point", "Pool", "Rows", "Spread", "Step", "Tensor", "Unframed",
 ]  # fmt: skip
 
 Floats = NDArray[np.float32]
@@ -94,10 +95,23 @@ class Conv(Clamped):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Split(Step):
-    """Planes by phase of strides: what convolutions with these strides read."""
+class Framed(Step):
+    """Planes in a frame: what windows read."""
 
-    window: Window
+    frame: Frame
+    fill: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unframed(Clamped):
+    """What was computed over a frame, without its margins; a residual is added before the clamp."""
+
+    frame: Frame
+    residual: str | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.source,) if self.residual is None else (self.source, self.residual)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +121,7 @@ class Pool(Step):
     kind: str  # "max", "average"
     window: Window
     padding_counts: bool = False
+    geometry: Geometry | None = None  # once the source is a frame, of the planes in it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

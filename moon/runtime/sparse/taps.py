@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moon.runtime.sparse.geometry import Geometry, packed
 from moon.runtime.sparse.ir import LANES
+from moon.runtime.sparse.kernels_conv import IN_PLACE
 from moon.runtime.sparse.plan import Plan, copied_vectors
 
 __all__ = ["tap_tables"]
@@ -20,7 +21,7 @@ def tap_tables(geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """Fields of a convolution's record: by tap, or by kind of tap where rows are copied."""
     none = {"shifts": None, "masks": None, "index": None, "mask_step": 0}
     step = geometry.target.vectors
-    if plan.reading == "direct":
+    if plan.reading in IN_PLACE:
         return none
     if plan.reading == "gather":
         return {**none, "index": geometry.indices, "mask_step": step}
@@ -32,7 +33,7 @@ def tap_tables(geometry: Geometry, plan: Plan) -> dict[str, Any]:
 def _row_tables(geometry: Geometry, plan: Plan) -> dict[str, Any]:
     """Masks by kind, tile and copied vector: the pixel must lie in the image of the tile."""
     target, copied = geometry.target, copied_vectors(geometry, plan)
-    top = int(geometry.tap_rows.min())
+    top = int(geometry.taps.row.min())
     tiles = target.vectors // plan.tile
     flat = (
         np.arange(tiles)[:, None] * plan.tile * LANES
@@ -44,11 +45,11 @@ def _row_tables(geometry: Geometry, plan: Plan) -> dict[str, Any]:
     row = (flat - image * area) // target.width
     whole = (row >= 0) & (row < geometry.phase_size[0])
     masks, shifts = [], []
-    for tap in geometry.tap_kinds[1]:
-        dx = int(geometry.tap_columns[tap])
+    for tap in geometry.taps.kinds[1]:
+        dx = int(geometry.taps.column[tap])
         column = flat % target.width + dx
         inside = whole & (column >= 0) & (column < geometry.phase_size[1])
-        inside &= _real(geometry, int(geometry.tap_phase[tap]), row, column)
+        inside &= _real(geometry, geometry.taps.phases[geometry.taps.phase[tap]], row, column)
         masks.append(packed(inside))
         shifts.append((top * target.width + dx) * 4)
     return {

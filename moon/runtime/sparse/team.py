@@ -62,12 +62,14 @@ class Team:
             self.close()
             raise BackendError(f"{self.threads} threads cannot be started: {error}") from error
 
-    def run(self, operations: NDArray[np.int64]) -> None:
+    def run(self, operations: NDArray[np.int64], times: NDArray[np.int64] | None = None) -> None:
         """Run a table of operations.
 
         Args:
             operations: int64 [n, 3], see :data:`moon.runtime.sparse.kernels_driver.OPERATION`;
                 the last one is a meeting.
+            times: int64 [n + 1, 2], gets seconds and nanoseconds of a steady clock, before the
+                first operation and after each one.
 
         Raises:
             ValueError: it is no such table.
@@ -87,6 +89,9 @@ class Team:
             self._start()
         self._shared.set("operations", address(operations))
         self._shared.set("count", len(operations))
+        if times is not None and times.shape != (len(operations) + 1, 2):
+            raise ValueError("no table of times")
+        self._shared.set("times", 0 if times is None else address(times))
         self._lead(self._shared.address)
 
     def close(self) -> None:
@@ -118,6 +123,7 @@ class _Shared:
             "wait": _function(library.sem_wait),
             "try_wait": _function(library.sem_trywait),
             "post": _function(library.sem_post),
+            "clock": _function(library.clock_gettime),
         }
         self._memory[:] = Record(SYNC, values).data
         self.address = address(self._memory)

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.runtime.sparse import steps as st
+from moon.runtime.sparse.frame import Frame
 from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.ir import LANES, VECTOR_BYTES
 from moon.runtime.sparse.kernels_linear import LINEAR, SPARSE_LINEAR
-from moon.runtime.sparse.kernels_planes import AVERAGE, COPY, POOL, SPLIT, SPREAD
+from moon.runtime.sparse.kernels_planes import AVERAGE, COPY, FRAME, POOL, SPREAD, UNFRAME
 from moon.runtime.sparse.kernels_points import POINTWISE
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.site import Operation, Site, operation
@@ -33,52 +34,87 @@ def _ends(site: Site, step: st.Step) -> dict[str, Any]:
     return {"source": site.at(step.source), "target": site.at(step.target)}
 
 
-def _split(site: Site, step: st.Split) -> list[Operation]:
-    source = site.planes(step.source)
-    geometry = Geometry(source, step.window, source)
-    record = SPLIT.record(
+def _framed(site: Site, step: st.Framed) -> list[Operation]:
+    frame, planes = step.frame, step.frame.source
+    stride = frame.strides[1]
+    record = FRAME.record(
         **_ends(site, step),
-        channels=source.channels,
-        phases=geometry.phases,
-        vectors=geometry.phased.vectors,
-        source_pitch=_pitch(source),
-        target_pitch=_pitch(geometry.phased),
-        index=site.table(geometry.phase_indices),
+        channels=planes.channels,
+        phases=len(frame.phases),
+        images=planes.images,
+        rows=frame.rows,
+        pitch=frame.pitch,
+        lead=frame.lead,
+        whole=frame.planes.pixels,
+        source_pitch=_pitch(planes),
+        source_row=4 * frame.strides[0] * planes.width,
+        source_image=4 * planes.height * planes.width,
+        target_pitch=_pitch(site.planes(step.target)),
+        step=stride,
+        parts=site.table(frame.parts()),
+        fill=float(step.fill),
     )
-    return [operation("split", record, step.node)]
+    kernel = f"frame_{stride}" if stride <= 2 else "frame_n"
+    return [operation(kernel, record, step.node)]
+
+
+def _over(site: Site, frame: Frame, source: str, target: str) -> dict[str, Any]:
+    """Fields of what goes over the rows of a frame."""
+    planes = site.planes(target)
+    return {
+        "source": site.at(source),
+        "target": site.at(target),
+        "channels": planes.channels,
+        "images": planes.images,
+        "height": planes.height,
+        "width": planes.width,
+        "row": 4 * frame.pitch,
+        "image": 4 * frame.pitch * frame.rows,
+        "target_pitch": _pitch(planes),
+    }
+
+
+def _unframed(site: Site, step: st.Unframed) -> list[Operation]:
+    record = UNFRAME.record(
+        **_over(site, step.frame, step.source, step.target),
+        residual=None if step.residual is None else site.at(step.residual),
+        source_pitch=_pitch(site.planes(step.source)),
+        low=float(step.low),
+        high=float(step.high),
+    )
+    return [operation("unframe" if step.residual is None else "unframe_add", record, step.node)]
 
 
 def _pool(site: Site, step: st.Pool) -> list[Operation]:
-    source, target = site.planes(step.source), site.planes(step.target)
-    geometry = Geometry(source, step.window, target)
+    geometry = step.geometry
+    assert geometry is not None
+    frame, taps = Frame.around(geometry), geometry.taps
     average = step.kind == "average"
+    plane = _pitch(frame.planes)
+    shifts = 4 * frame.shifts(geometry) + plane * taps.phase
     record = POOL.record(
-        **_ends(site, step),
-        channels=source.channels,
-        taps=step.window.taps,
-        vectors=target.vectors,
-        source_pitch=_pitch(source),
-        target_pitch=_pitch(target),
-        index=site.table(geometry.indices),
+        **_over(site, frame, step.source, step.target),
+        source_pitch=plane * len(taps.phases),
+        taps=len(shifts),
+        shifts=site.table(shifts),
         factor=site.table(_shares(geometry, step)) if average else None,
     )
     return [operation(f"pool_{step.kind}", record, step.node)]
 
 
 def _shares(geometry: Geometry, step: st.Pool) -> Floats:
-    """One over the pixels of each window, [vectors * 16]."""
-    inside = geometry.indices >= 0
+    """One over the pixels of each window, [pixels], and more for reads beyond."""
+    window, source = geometry.window, geometry.source
     if step.padding_counts:
-        window, source = step.window, geometry.source
-        padded = Planes(
+        source = Planes(
             1,
             source.images,
             source.height + window.pads[0] + window.pads[2],
             source.width + window.pads[1] + window.pads[3],
         )
-        open_ = Window(window.kernel, window.strides, window.dilations)
-        inside = Geometry(padded, open_, geometry.target).indices >= 0
-    count = inside.sum(axis=0)
+        window = Window(window.kernel, window.strides, window.dilations)
+    inside = Geometry(source, window, geometry.target).indices >= 0
+    count = np.concatenate([inside.sum(axis=0), np.ones(LANES, np.int64)])
     return np.ascontiguousarray(1 / np.maximum(count, 1), np.float32)
 
 
@@ -230,7 +266,8 @@ def _by_nonzeros(weight: Floats) -> tuple[NDArray[np.int64], NDArray[np.int32], 
 
 # Kind of step -> its calls, in order; all threads meet after the last one.
 WRITERS: Mapping[type, Callable[[Site, Any], list[Operation]]] = {
-    st.Split: _split,
+    st.Framed: _framed,
+    st.Unframed: _unframed,
     st.Pool: _pool,
     st.Average: _average,
     st.Flatten: _flatten,
