@@ -123,3 +123,41 @@ def test_shapes_inside_a_graph() -> None:
     pad = fixed.add("Pad", "x", fixed.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
     (value,) = probe(read_model(fixed.data()), [pad], 3)
     assert value.shape == (3, 16, 18, 34)
+
+
+def drawn(seed: int) -> Graph:
+    """A dozen random nodes of which the engine knows some, each reading any made before."""
+    draw = np.random.default_rng(seed)
+    graph = Graph(4, 6, 7, batch="N" if seed % 3 else 3)
+    made = ["x"]
+    for _ in range(12):
+        y = made[draw.integers(max(0, len(made) - 4), len(made))]
+        kind = draw.integers(8)
+        if kind < 3:
+            made.append(graph.conv(y, 4, 4, int(draw.choice([1, 3]))))
+        elif kind == 3:
+            made.append(graph.add("Add", y, made[draw.integers(len(made))]))
+        elif kind == 4:
+            made.append(graph.add("Relu", y))
+        elif kind == 5:
+            made.append(graph.add("Transpose", graph.add("Transpose", y, perm=[0, 1, 3, 2]),
+                                  perm=[0, 1, 3, 2]))  # fmt: skip
+        elif kind == 6:
+            made.append(graph.add("Softplus", y))
+        else:
+            halves = graph.add("Split", y, axis=1, num_outputs=2, outputs=2)
+            made.append(graph.add("Concat", halves, f"{halves}_1", axis=1))
+    return graph
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_graphs_are_computed_right(seed: int) -> None:
+    graph = drawn(seed)
+    last = len(graph._nodes)
+    outputs = {graph._nodes[i].output[0] for i in (last - 1, last // 2, last // 3)}
+    data, x = graph.data(*sorted(outputs)), graph.images(3)
+    found = SparseEngine(data, force=True).run(x)
+    for one, expected in zip(
+        found if isinstance(found, list) else [found], reference(data, x), strict=True
+    ):
+        np.testing.assert_allclose(one, expected, rtol=1e-3, atol=1e-3)
