@@ -41,7 +41,7 @@ class SparseEngine:
         threads: that run together; 0 for as many cores as this process may use.
         isa: instruction set, "native" for the best there is.
         force: let the engine run all it can, worth it or not, and on any system.
-        plans: how convolutions are done, by node, instead of what is chosen.
+        plans: how convolutions are done, by the tensors they make, instead of what is chosen.
         spin: let idle threads of ONNX Runtime spin, where it runs the whole model. Other threads
             sleep between runs.
         warn: told, in a line, of what may make it slower than expected.

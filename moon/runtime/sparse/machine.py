@@ -42,7 +42,7 @@ class Machine:
         threads: that run together.
         isa: instruction set.
         guard: see :class:`moon.runtime.sparse.memory.Space`.
-        plans: by node, instead of those chosen.
+        plans: by what convolutions make, instead of those chosen.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from moon.errors import BackendError, UsageError
 from moon.export import from_onnx
 from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.isa import available
+from moon.runtime.sparse.machine import Kernels
 
 from .graphs import Graph, reference
 from .test_lower import residual, squeeze_excite, vgg
@@ -235,3 +237,35 @@ def test_a_closed_engine_says_so(small: Graph, tmp_path: Path) -> None:
     engine.close()
     with pytest.raises(BackendError, match="closed"):
         engine.run(small.images())
+
+
+def test_plans_that_are_given_are_used(small: Graph) -> None:
+    data, x = small.data(), small.images(3)
+    engine = SparseEngine(data, force=True)
+    (part,) = engine._parts
+    assert isinstance(part, Kernels)
+    program = part._ready[1].program
+    chosen = {made: conv.plan for made, (conv, _) in program.convolutions.items()}
+    others = {made: replace(plan, tile=1) for made, plan in chosen.items()}
+    assert others != chosen
+    planned = SparseEngine(data, force=True, plans=others)
+    (part,) = planned._parts
+    assert isinstance(part, Kernels)
+    taken = [conv.plan for conv, _ in part._ready[1].program.convolutions.values()]
+    assert set(taken) & set(others.values()) - set(chosen.values())
+    np.testing.assert_allclose(planned.run(x), engine.run(x), rtol=2e-5, atol=2e-5)
+
+
+def test_what_is_returned_is_the_callers_own() -> None:
+    graph = Graph(6, 8, 10)
+    fixed = graph.constant(np.ones((2, 3)))
+    y = graph.add("Relu", graph.conv("x", 4, 6))
+    engine, x = SparseEngine(graph.data(y, "x", fixed), force=True), graph.images(2)
+    assert engine.outputs == (y, "x", fixed) and engine.isa in available()
+    for _ in range(2):
+        found = outputs(engine, x)
+        assert np.array_equal(found[1], x) and found[1] is not x
+        assert np.array_equal(found[2], np.ones((2, 3)))
+        np.testing.assert_allclose(found[0], reference(graph.data(y), x)[0], rtol=1e-4, atol=1e-5)
+        for one in found:
+            one[...] = 7
