@@ -16,7 +16,7 @@ from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.ir import VECTOR_BYTES
 from moon.runtime.sparse.kernels_conv import BLOCK, CONV, PART, ConvKernel
 from moon.runtime.sparse.memory import Reach, Space
-from moon.runtime.sparse.plan import Plan, copied_vectors, sound, written
+from moon.runtime.sparse.plan import EXACT_FROM, Plan, copied_vectors, sound, written
 from moon.runtime.sparse.taps import tap_tables
 
 __all__ = ["Call", "Convolution", "Places"]
@@ -88,7 +88,9 @@ class Convolution:
         self._bias = space.table(bias.astype(np.float32))
         columns = place(weights, geometry, plan)
         entries = units_of(weights.row, columns.which, weights.value, weights.rows, plan.together)
-        streams = encode(entries, columns.bounds, columns.offsets, parts)
+        streams = encode(
+            entries, columns.bounds, columns.offsets, parts, exact=plan.tile >= EXACT_FROM
+        )
         self._step = copied_vectors(geometry, plan) * VECTOR_BYTES
         self.scratch_bytes = columns.most * self._step
         shifted = plan.reading in ("shift", "rows")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ _ROWS_BEYOND = 2
 # From so many nonzeros left over, a padded group of sixteen is no longer than groups of four.
 _WORTH_SIXTEEN = 13
 _MOST_GROUPS = np.iinfo(np.uint16).max
+# Groups by size: how many of them each unit has.
+Groups: TypeAlias = "dict[int, Ints]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +93,16 @@ def units_of(
 
 
 def encode(
-    entries: Entries, bounds: Sequence[int], offsets: Ints, parts: int
+    entries: Entries, bounds: Sequence[int], offsets: Ints, parts: int, *, exact: bool = False
 ) -> list[list[Stream]]:
     """Streams by block and part.
 
     Args:
         entries: the weights.
         bounds: where blocks of columns begin, and the number of columns.
-        offsets: of each column within its block, in vectors, below 65,536; [columns].
+        offsets: of each column within its block, below 65,536; [columns].
         parts: the units are dealt to so many parts, evenly by their nonzeros.
+        exact: no group is padded, which is worth it where a nonzero takes several multiply-adds.
 
     Raises:
         ValueError: an offset or a count does not fit its field.
@@ -114,7 +118,9 @@ def encode(
         mine = order[starts[block] : starts[block + 1]]
         # All rows pass through the first block, for their bias, and the last, to be finished.
         whole = block in (0, len(bounds) - 2)
-        blocks.append([_stream(entries, mine, offsets, owner == p, whole) for p in range(parts)])
+        blocks.append(
+            [_stream(entries, mine, offsets, owner == p, whole, exact) for p in range(parts)]
+        )
     return blocks
 
 
@@ -127,7 +133,12 @@ def _dealt(nonzeros: Ints, parts: int) -> Ints:
 
 
 def _stream(
-    entries: Entries, chosen: Ints, offsets: Ints, part: NDArray[np.bool_], whole: bool
+    entries: Entries,
+    chosen: Ints,
+    offsets: Ints,
+    part: NDArray[np.bool_],
+    whole: bool,
+    exact: bool,
 ) -> Stream:
     chosen = chosen[part[entries.unit[chosen]]]
     unit = entries.unit[chosen]
@@ -135,70 +146,63 @@ def _stream(
     units = np.flatnonzero(part & ((counts > 0) | whole))
     units = units[np.argsort(-counts[units], kind="stable")]
     counts = counts[units]
-    large, small = _groups(counts, entries.together)
-    table = _table(units, large, small, entries)
+    groups = _groups(counts, entries.together, exact)
     # Nonzeros are sorted by unit: where those of each begin.
     begin = np.searchsorted(unit, units)
-    data = _data(counts, large, small, begin, entries, chosen, offsets)
-    return Stream(rows=table, count=len(units), data=data)
+    data = _data(counts, groups, begin, entries, chosen, offsets)
+    return Stream(rows=_table(units, groups, entries), count=len(units), data=data)
 
 
-def _groups(counts: Ints, together: int) -> tuple[Ints, Ints]:
-    """Groups of sixteen and of four nonzeros, the last one padded."""
+def _groups(counts: Ints, together: int, exact: bool) -> Groups:
+    """Groups as they follow each other; the last one is padded."""
     if together != 1:
-        return np.zeros_like(counts), -(-counts // 4)
+        return {4: -(-counts // 4)}
     left = counts % 16
+    if exact:
+        return {16: counts // 16, 4: left // 4, 1: left % 4}
     up = left >= _WORTH_SIXTEEN
-    return counts // 16 + up, np.where(up, 0, -(-left // 4))
+    return {16: counts // 16 + up, 4: np.where(up, 0, -(-left // 4)), 1: np.zeros_like(counts)}
 
 
-def _table(units: Ints, large: Ints, small: Ints, entries: Entries) -> NDArray[np.uint8]:
-    if max(large.max(initial=0), small.max(initial=0)) > _MOST_GROUPS:
-        raise ValueError("a row has too many nonzeros")
-    table = np.zeros(
-        len(units) + _ROWS_BEYOND, [("row", "<u4"), ("first", "<u2"), ("second", "<u2")]
-    )
-    here = table[: len(units)]
-    here["row"] = units * entries.together
+def _table(units: Ints, groups: Groups, entries: Entries) -> NDArray[np.uint8]:
+    fields = [("row", "<u4"), ("first", "<u2"), ("second", "<u2")]
+    table = np.zeros(len(units) + _ROWS_BEYOND, fields)
     if entries.together == 1:
-        here["first"], here["second"] = large, small
+        first, second = groups[16], 4 * groups[4] + groups[1]
     else:
-        here["first"] = small
-        here["second"] = np.minimum(entries.together, entries.rows - units * entries.together)
+        first = groups[4]
+        second = np.minimum(entries.together, entries.rows - units * entries.together)
+    if max(first.max(initial=0), second.max(initial=0)) > _MOST_GROUPS:
+        raise ValueError("a row has too many nonzeros")
+    here = table[: len(units)]
+    here["row"], here["first"], here["second"] = units * entries.together, first, second
     assert table.itemsize == ROW_BYTES
     return table.view(np.uint8)
 
 
 def _data(
-    counts: Ints,
-    large: Ints,
-    small: Ints,
-    begin: Ints,
-    entries: Entries,
-    chosen: Ints,
-    offsets: Ints,
+    counts: Ints, groups: Groups, begin: Ints, entries: Entries, chosen: Ints, offsets: Ints
 ) -> NDArray[np.uint8]:
     together = entries.together
-    big, little = GROUP.get((16, together), 0), GROUP[4, together]
-    size = large * big + small * little
-    data = np.zeros(int(size.sum()) // 2, np.uint16)
-    slots = 16 * large + 4 * small
-    if not slots.sum():
-        return data.view(np.uint8)
-    which = np.repeat(np.arange(len(counts)), slots)
-    slot = np.arange(len(which)) - np.repeat(np.cumsum(slots) - slots, slots)
-    # A padded slot has the place of the unit's last nonzero, and the weight zero.
-    source = chosen[begin[which] + np.minimum(slot, counts[which] - 1)]
-    weights = np.where((slot < counts[which])[:, None], entries.weights[source], 0)
-    in_large = slot < 16 * large[which]
-    rest = slot - 16 * large[which]
-    group = np.where(in_large, slot // 16 * big, large[which] * big + rest // 4 * little)
-    lane = np.where(in_large, slot % 16, rest % 4)
-    start = (np.cumsum(size) - size)[which] + group
-    at_weights = start // 2 + lane * 2 * together
-    at_offsets = start // 2 + np.where(in_large, 16, 4) * 2 * together + lane
-    halves = np.ascontiguousarray(weights, dtype="<f4").view("<u2").reshape(len(which), -1)
-    for i in range(2 * together):
-        data[at_weights + i] = halves[:, i]
-    data[at_offsets] = offsets[entries.column[source]].astype("<u2")
+    sizes = sum(number * GROUP[size, together] for size, number in groups.items())
+    data = np.zeros(int(np.sum(sizes)) // 2, np.uint16)
+    at, done = np.cumsum(sizes) - sizes, np.zeros_like(counts)
+    for size, number in groups.items():
+        slots = number * size
+        which = np.repeat(np.arange(len(counts)), slots)
+        slot = np.arange(len(which)) - np.repeat(np.cumsum(slots) - slots, slots)
+        # A padded slot has the place of the unit's last nonzero, and the weight zero.
+        place = done[which] + slot
+        source = chosen[begin[which] + np.minimum(place, counts[which] - 1)]
+        weights = np.where((place < counts[which])[:, None], entries.weights[source], 0)
+        start = (at[which] + slot // size * GROUP[size, together]) // 2
+        at_weights = start + slot % size * 2 * together
+        halves = (
+            np.ascontiguousarray(weights, dtype="<f4").view("<u2").reshape(len(which), 2 * together)
+        )
+        for i in range(2 * together):
+            data[at_weights + i] = halves[:, i]
+        at_offsets = start + size * 2 * together + slot % size
+        data[at_offsets] = offsets[entries.column[source]].astype("<u2")
+        at, done = at + number * GROUP[size, together], done + slots
     return data.view(np.uint8)

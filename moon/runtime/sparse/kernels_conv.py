@@ -45,11 +45,12 @@ PART = Layout("rows", "row_count", "stream")
 # A column to copy: u32 byte offset of its plane, u32 tap.
 COLUMN_BYTES = 8
 # A row: u32 number of the (first) output plane, u16 and u16: for one row its groups of sixteen
-# and of four nonzeros; for four rows its groups of four, and how many of the rows there are.
+# nonzeros, and four times its groups of four with the number of single ones; for four rows its
+# groups of four, and how many of the rows there are.
 ROW_BYTES = 8
 # Nonzeros in a group of a stream, and rows of it -> bytes: float32 weights, then u16 offsets
-# counted in vectors, or in floats in a frame.
-GROUP = {(16, 1): 96, (4, 1): 24, (4, 4): 72}
+# counted in vectors, or in floats in a frame. A single one has two bytes that mean nothing.
+GROUP = {(16, 1): 96, (4, 1): 24, (1, 1): 8, (4, 4): 72}
 # So far ahead the stream is fetched, in bytes: it is read once, from a cache farther away.
 _AHEAD = 2048
 # So many rows ahead, lines of the output and the residual.
@@ -192,7 +193,8 @@ class _Writer:
         counts = [k.wide(I16, entry, 4), k.wide(I16, entry, 6)]
         if kernel.rows == 1:
             self._groups(counts[0], 16, base, stream, sums)
-            self._groups(counts[1], 4, base, stream, sums)
+            self._groups(k.shifted(counts[1], -2), 4, base, stream, sums)
+            self._groups(k.low(counts[1], 2), 1, base, stream, sums)
         else:
             self._groups(counts[0], 4, base, stream, sums)
         for r, (plane, output) in enumerate(zip(planes, outputs, strict=True)):
@@ -267,6 +269,8 @@ class _Writer:
     def _offsets(self, group: Any, size: int) -> list[Any]:
         k = self.k
         start, found = 4 * size * self.kernel.rows, []
+        if size == 1:
+            return [k.wide(I16, group, start)]
         for i in range(0, size, 4):
             four = k.load(I64, group, start + 2 * i, 2)
             found += [k.low(k.shifted(four, -16 * j) if j else four, 16) for j in range(4)]

@@ -19,8 +19,8 @@ from moon.runtime.sparse.kernels_conv import IN_PLACE, Reading
 from moon.runtime.sparse.layout import Planes
 
 __all__ = [
-    "FAR", "Costs", "Plan", "Weights", "candidates", "choose", "copied_vectors", "halo", "readings",
-    "sound", "written",
+    "EXACT_FROM", "FAR", "Costs", "Plan", "Weights", "candidates", "choose", "copied_vectors",
+    "halo", "readings", "sound", "written",
 ]  # fmt: skip
 
 # Registers for sums: tiles by rows together, for 32 registers of sixteen floats.
@@ -29,6 +29,8 @@ _BLOCK_BYTES = (16_384, 24_576, 32_768, 65_536, 262_144, 524_288, 1 << 30)
 # Columns lie at offsets below this, in vectors.
 FAR = 1 << 16
 _MOST_TILE = 16
+# From tiles of so many vectors on, lists of nonzeros are not padded.
+EXACT_FROM = 3
 # So much more than what fits, as a share of it, and nearly all is missed.
 _SPILL = 0.6
 # Planes of fewer vectors are fetched as a whole by what is read of them.
@@ -259,8 +261,8 @@ def _cost(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> flo
     blocks = -(-weights.columns // plan.block) if weights.columns else 1
     alone = plan.together == 1
     units = weights.rows if alone else -(-weights.rows // 4)
-    # A list of nonzeros is padded by some.
-    steps = (weights.nonzeros if alone else weights.shared) + 1.5 * units * blocks
+    padded = 0.0 if alone and plan.tile >= EXACT_FROM else 1.5 * units * blocks
+    steps = (weights.nonzeros if alone else weights.shared) + padded
     shifted = costs.shifted if plan.reading == "frame" else 0.0
     load = _load(costs, _room(geometry, plan, column), shifted)
     multiply = costs.multiply * plan.together

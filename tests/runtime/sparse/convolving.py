@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moon.runtime.sparse.conv_weights import ConvWeights
 from moon.runtime.sparse.convolution import Convolution, Places
+from moon.runtime.sparse.frame import Frame, frame_of
 from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.jit import Jit
 from moon.runtime.sparse.kernels_conv import build_conv
@@ -132,49 +133,74 @@ def filled(space: Space, planes: Planes, values: Floats, reach: Reach | None = N
     return memory
 
 
-def source_of(space: Space, case: Case, geometry: Geometry, reach: Reach | None = None) -> Floats:
-    """The input as the convolution reads it: split by phase where it has to be."""
-    if not geometry.flat or geometry.phases == 1:
-        return filled(space, geometry.source, case.x, reach)
-    phased = geometry.phased
-    memory = buffer(space, phased.nbytes, reach).view(np.float32)
-    sy, sx = case.window.strides
-    for phase in range(geometry.phases):
+def framed(space: Space, case: Case, frame: Frame, reach: Reach) -> Floats:
+    """The input as it lies in a frame, pixel by pixel."""
+    planes = frame.planes
+    memory = buffer(space, planes.nbytes, reach).view(np.float32)
+    lines = memory.reshape(planes.channels, -1)
+    lines[:, : planes.pixels] = 0
+    (sy, sx), images = frame.strides, len(case.x)
+    for number, phase in enumerate(frame.phases):
         part = case.x[:, :, phase // sx :: sy, phase % sx :: sx]
-        whole = np.full((*part.shape[:2], *geometry.phase_size), np.nan, np.float32)
-        whole[:, :, : part.shape[2], : part.shape[3]] = part
-        lines = memory.reshape(phased.channels, -1)[phase :: geometry.phases, : phased.pixels]
-        lines[:] = whole.transpose(1, 0, 2, 3).reshape(len(lines), -1)
+        mine = lines[number :: len(frame.phases)]
+        for image in range(images):
+            for y in range(part.shape[2]):
+                start = frame.lead + (image * frame.rows + y) * frame.pitch
+                mine[:, start : start + part.shape[3]] = part[image, :, y]
     return memory
+
+
+def source_of(space: Space, case: Case, plan: Plan, reach: Reach | None = None) -> Floats:
+    """The input as the convolution reads it."""
+    frame = frame_of(case.geometry, plan.reading)
+    if frame is None:
+        return filled(space, case.geometry.source, case.x, reach)
+    return framed(space, case, frame, reach or Reach())
 
 
 def convolve(
     jit: Jit, case: Case, plan: Plan, *, parts: int = 1, threads: int = 1, guard: str = ""
 ) -> Floats:
-    """[images, rows, height, width] by the kernels; threads one after the other."""
+    """[images, rows, height, width] by the kernels; threads one after the other.
+
+    Where they write over a frame the residual and the clamp, which come behind, are numpy's.
+    """
     geometry, space = case.geometry, Space(guard)  # type: ignore[arg-type]
     weights = ConvWeights(case.weight, case.groups)
-    convolution = Convolution(weights, case.bias, geometry, plan, parts=parts, space=space)
-    target = buffer(space, geometry.target.nbytes).view(np.float32)
+    convolution = Convolution(
+        weights, case.bias, geometry, plan, parts=parts, permute=jit.isa == "avx512", space=space
+    )
+    out, made = geometry.target, convolution.written
+    apart = made != out
+    target = buffer(space, made.nbytes).view(np.float32)
     residual = None
-    if case.residual is not None:
-        residual = filled(space, geometry.target, case.residual)
+    if case.residual is not None and not apart:
+        residual = filled(space, out, case.residual)
     step = convolution.scratch_bytes
     places = Places(
-        source=source_of(space, case, geometry, convolution.reach),
+        source=source_of(space, case, plan, convolution.reach),
         target=target,
         residual=residual,
         scratch=buffer(space, step * threads),
         scratch_step=step,
     )
-    for call in convolution.calls(places, case.low, case.high):
+    bounds = (-np.inf, np.inf) if apart else (case.low, case.high)
+    for call in convolution.calls(places, *bounds):
         kernel = call.kernel
         function = Kernel(jit.address(kernel.name, lambda m, kernel=kernel: build_conv(m, kernel)))
         for thread in range(threads):
             function(call.record.address, thread, threads)
-    out = geometry.target
-    lines = target.reshape(out.channels, -1)[:, : out.pixels]
-    return lines.reshape(out.channels, out.images, out.height, out.width).transpose(1, 0, 2, 3)
+    lines = target.reshape(out.channels, -1)
+    if not apart:
+        found = lines[:, : out.pixels].reshape(out.channels, out.images, out.height, out.width)
+        return found.transpose(1, 0, 2, 3)
+    frame = Frame.around(geometry)
+    every = np.full((out.channels, out.images * frame.rows * frame.pitch), np.nan, np.float32)
+    every[:, : made.pixels] = lines[:, : made.pixels]
+    grid = every.reshape(out.channels, out.images, frame.rows, frame.pitch)
+    found = grid[:, :, : out.height, : out.width].transpose(1, 0, 2, 3)
+    with_residual: Floats = found + (0 if case.residual is None else case.residual)
+    return np.clip(with_residual, case.low, case.high)
 
 
 def error(case: Case, got: Floats, expected: NDArray[np.float64]) -> float:

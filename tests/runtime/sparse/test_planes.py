@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from moon.runtime.sparse import steps as st
-from moon.runtime.sparse.geometry import Window
+from moon.runtime.sparse.frame import Frame
+from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.jit import Jit
 from moon.runtime.sparse.kernels import PLANE_KERNELS
 from moon.runtime.sparse.layout import Planes
@@ -221,13 +222,52 @@ def test_linear_layers(jit: Jit, inputs: int, outputs: int, density: float) -> N
         np.testing.assert_allclose(program.result("y"), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_phases(jit: Jit) -> None:
-    x = values((2, 3, 7, 9))
-    step = st.Split(**NAMES, window=Window((1, 1), (2, 3)))
-    got = run(jit, x, Planes(3 * 6, 2, 4, 3), step)
-    for phase in range(6):
-        part = x[:, :, phase // 3 :: 2, phase % 3 :: 3]
-        assert np.array_equal(got[:, phase::6, : part.shape[2], : part.shape[3]], part)
+@pytest.mark.parametrize("fill", [0.0, -np.inf])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3), (1, 2), (3, 1)])
+@pytest.mark.parametrize("size", [(7, 9), (1, 1), (4, 40), (5, 16)])
+def test_frames(jit: Jit, strides: tuple[int, int], size: tuple[int, int], fill: float) -> None:
+    x = values((2, 3, *size))
+    window = Window((3, 3), strides, pads=(1, 1, 1, 1))
+    source = same(x.shape)
+    geometry = Geometry(source, window, Planes(1, 2, *window.output(*size)))
+    frame = Frame.around(geometry)
+    step = st.Framed(**NAMES, frame=frame, fill=fill)
+    for guard in ("after", "before"):
+        got = run(jit, x, frame.planes, step, guard=guard)[0, :, 0]
+        place = np.arange(geometry.target.height)[:, None] * frame.pitch
+        place = place + np.arange(geometry.target.width)
+        padded = window_values(x, window, fill, geometry.target)
+        for tap, shift in enumerate(frame.shifts(geometry)):
+            mine = got[geometry.taps.phase[tap] :: len(frame.phases)]
+            for image in range(2):
+                found = mine[:, place + shift + image * frame.rows * frame.pitch]
+                assert np.array_equal(found, padded[tap, image])
+
+
+@pytest.mark.parametrize("size", [(7, 7), (5, 20), (4, 16), (2, 1)])
+@pytest.mark.parametrize("guard", ["after", "before"])
+def test_out_of_frames(jit: Jit, size: tuple[int, int], guard: str) -> None:
+    source, out = Planes(1, 2, *size), Planes(3, 2, *size)
+    frame = Frame.around(Geometry(source, Window((3, 3), pads=(1, 1, 1, 1)), out))
+    over = frame.written(out)
+    x = values((1, 3, 1, over.pixels))
+    once = st.Unframed(**NAMES, frame=frame, low=-0.5, high=1.0)
+    clipped = st.Unframed(source="x", target="r", node="n", frame=frame, low=0.0)
+    twice = st.Unframed(**NAMES, frame=frame, residual="r", high=2.0)
+    grid = np.full((3, 2 * frame.rows * frame.pitch), np.nan, np.float32)
+    grid[:, : over.pixels] = x[0, :, 0]
+    grid = grid.reshape(3, 2, frame.rows, frame.pitch)[:, :, : size[0], : size[1]]
+    grid = grid.transpose(1, 0, 2, 3)
+    expected = {(once,): np.clip(grid, -0.5, 1)}
+    expected[clipped, twice] = np.minimum(np.maximum(grid, 0) + grid, 2)
+    for steps, wanted in expected.items():
+        tensors: dict[str, st.Tensor] = {"x": over, "r": out, "y": out}
+        program = Program(steps, tensors, "x", ["y"], Costs(), 1, space=Space(guard))  # type: ignore[arg-type]
+        program.feed(x)
+        for one in program.operations:
+            USED.add(one.kernel)
+            Kernel(jit.address(one.kernel, one.build))(one.record.address, 0, 1)
+        assert np.array_equal(program.result("y"), wanted)
 
 
 def test_every_kernel_was_run() -> None:
