@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,16 @@ from PIL import Image
 # The machines that run these tests are shared: a slow example is no failure.
 settings.register_profile("moon", deadline=None)
 settings.load_profile("moon")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kernels of the sparse engine are compiled once a session, not into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOON_CACHE_DIR", str(tmp_path_factory.mktemp("engine-cache")))
+        patch.delenv("MOON_ENGINE_GUARD", raising=False)
+        patch.delenv("MOON_ENGINE_ISA", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

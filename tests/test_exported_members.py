@@ -11,8 +11,8 @@ PUBLIC = {
     "moon.data": "Item Preprocess Source data_sha256 load_pixels match_labels open_source "
     "split_validation stream",
     "moon.export": "Options from_onnx to_bundle",
-    "moon.runtime": "Availability Backend Check Predictor backends choose_score compare "
-    "dense_model open_backend",
+    "moon.runtime": "Availability Backend Check Predictor SparseEngine backends choose_score "
+    "compare dense_model open_backend",
     "moon.scores": "FittedScore SCORES SCORE_TABLE Score ScoreSpec Training ebo fit_score gen "
     "known_logits known_probabilities mls msp restore_score score_function softmax unknown "
     "unknown_probability",

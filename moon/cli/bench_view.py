@@ -50,6 +50,10 @@ def show_bench(console: Console, result: dict[str, Any]) -> None:
     for name, one in subjects:
         if one.get("speedup"):
             console.print(_speedup(name, one["speedup"], result["baseline"]["name"]))
+    for name, one in subjects:
+        if one["backend"].get("handed_over"):
+            line = f"{name} hands over to ONNX Runtime: {one['backend']['handed_over']}"
+            console.print(line, soft_wrap=True, markup=False)
     _show_validity(console, result)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["diagnose", "doctor"]
 
-import os
 import platform
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ _PACKAGES = (
     ("pyarrow", "", "moon score, Parquet sources"),
     ("jinja2", "", "reports of moon eval"),
     ("matplotlib", "", "moon bench --picture"),
+    ("llvmlite", "engine", "--backend sparse"),
     ("torch", "train", "moon train, moon export of a run"),
     ("torchvision", "train", "models and data sets by name"),
     ("onnxscript", "train", "moon export of a run"),
@@ -72,6 +72,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 def diagnose() -> dict[str, Any]:
     """Everything the command shows, as one JSON document."""
     from moon.runtime.backend import backends
+    from moon.runtime.cores import usable_cores
 
     packages = [
         {"name": name, "version": _version(name), "extra": extra or None, "for": use}
@@ -89,7 +90,7 @@ def diagnose() -> dict[str, Any]:
             "system": platform.platform(terse=True),
             "machine": platform.machine(),
             "cpu": _cpu(),
-            "cores": _cores(),
+            "cores": usable_cores(),
             "gpu": _gpu(),
         },
         "packages": packages,
@@ -119,12 +120,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu() -> str:

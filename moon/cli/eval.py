@@ -170,6 +170,9 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
             console.print(_scores_table(one))
         for warning in one["warnings"]:
             console.print(f"[yellow]warning[/] {escape(warning)}")
+        handed_over = one["backend"].get("handed_over") or ""
+        if handed_over.startswith("the whole model"):
+            note(f"warning: ONNX Runtime runs {handed_over}")
 
 
 def _scores_table(one: dict[str, Any]) -> Table:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moon.runtime.bench_compare import compare as compare
     from moon.runtime.choose import choose_score as choose_score
     from moon.runtime.predictor import Predictor as Predictor
+    from moon.runtime.sparse.engine import SparseEngine as SparseEngine
     from moon.runtime.unpack import dense_model as dense_model
     from moon.runtime.verify import Check as Check
 
@@ -26,6 +27,7 @@ __all__ = [
     "Backend",
     "Check",
     "Predictor",
+    "SparseEngine",
     "backends",
     "choose_score",
     "compare",
@@ -38,6 +40,7 @@ _HOMES = {
     "Backend": "backend",
     "Check": "verify",
     "Predictor": "predictor",
+    "SparseEngine": "sparse.engine",
     "backends": "backend",
     "choose_score": "choose",
     "compare": "bench_compare",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from moon.errors import BackendError
+from moon.errors import DISTRIBUTION, BackendError
 
 if TYPE_CHECKING:
     from moon.bundle import Bundle
@@ -20,12 +20,11 @@ __all__ = ["DEFAULT", "NAMES", "Availability", "Backend", "backends", "open_back
 DEFAULT = "onnxruntime"
 # Names users may meet, and why those that are missing are missing.
 _NOT_IN_THIS_VERSION = {
-    "sparse": "the sparse CPU engine",
     "tensorrt": "the TensorRT backend",
     "tensorrt_rtx": "the TensorRT-RTX backend",
     "torch": "the PyTorch backend",
 }
-NAMES = ("onnxruntime", *_NOT_IN_THIS_VERSION, "fake")
+NAMES = ("onnxruntime", "sparse", *_NOT_IN_THIS_VERSION, "fake")
 
 
 class Backend(Protocol):
@@ -69,8 +68,17 @@ class Availability:
     install: str = ""
 
 
+def _silent(message: str) -> None:
+    """Nobody is told."""
+
+
 def open_backend(
-    model: Bundle | bytes, name: str = DEFAULT, *, threads: int = 1, spin: bool = True
+    model: Bundle | bytes,
+    name: str = DEFAULT,
+    *,
+    threads: int = 1,
+    spin: bool = True,
+    warn: Callable[[str], None] = _silent,
 ) -> Backend:
     """Load a bundle, or the bytes of an ONNX graph like a bundle's, into a backend.
 
@@ -79,19 +87,24 @@ def open_backend(
         name: one of :data:`NAMES`.
         threads: threads for one inference; 0 leaves it to the backend.
         spin: let idle threads spin, which is faster and keeps the cores busy.
+        warn: told, in a line, of what may make the backend slower than expected.
 
     Raises:
         BackendError: no such backend, or it cannot run here.
+        MissingExtraError: a package it needs is not installed.
     """
     if threads < 0:
         raise BackendError(f"threads must be 0 or more, not {threads}")
     if name == "onnxruntime":
         from moon.runtime.onnxruntime import OnnxRuntime
 
-        if isinstance(model, bytes):
-            return OnnxRuntime(model, threads=threads, spin=spin)
-        precision = model.manifest.precision
-        return OnnxRuntime(model.model_bytes(), threads=threads, spin=spin, precision=precision)
+        data, precision = _model(model)
+        return OnnxRuntime(data, threads=threads, spin=spin, precision=precision)
+    if name == "sparse":
+        from moon.runtime.sparse.backend import SparseBackend
+
+        data, precision = _model(model)
+        return SparseBackend(data, threads=threads, spin=spin, precision=precision, warn=warn)
     if name == "fake":
         from moon.runtime.fake import FakeBackend
 
@@ -111,11 +124,29 @@ def backends() -> Mapping[str, Availability]:
 
     Installed means found: nothing is imported.
     """
-    found: dict[str, Availability] = {"onnxruntime": _onnxruntime()}
+    found: dict[str, Availability] = {"onnxruntime": _onnxruntime(), "sparse": _sparse()}
     for name, what in _NOT_IN_THIS_VERSION.items():
         found[name] = Availability(False, f"{what} is not in this version of moon")
     found["fake"] = Availability(True, "makes up its outputs; for tests only")
     return found
+
+
+def _model(model: Bundle | bytes) -> tuple[bytes, str]:
+    """The ONNX file, and what it computes in."""
+    if isinstance(model, bytes):
+        return model, "fp32"
+    return model.model_bytes(), model.manifest.precision
+
+
+def _sparse() -> Availability:
+    from moon.runtime.sparse.opening import verified_here
+
+    if elsewhere := verified_here():
+        return Availability(False, f"{elsewhere}; what it is given, ONNX Runtime runs")
+    if find_spec("llvmlite") is None:
+        install = f"pip install '{DISTRIBUTION}[engine]'"
+        return Availability(False, "llvmlite is not installed", install)
+    return Availability(True, f"moon's own engine, with llvmlite {version('llvmlite')}, CPU")
 
 
 def _onnxruntime() -> Availability:

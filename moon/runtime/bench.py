@@ -231,7 +231,7 @@ def _subject(
 
 
 def _backend(subject: Subject) -> dict[str, Any]:
-    return {**subject.backend.info(), "sparse_layers": {"eligible": None, "picked": None}}
+    return {"sparse_layers": {"eligible": None, "picked": None}, **subject.backend.info()}
 
 
 def _model(bundle: Bundle) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _unavailable(meter: EnergyMeter) -> dict[str, str]:
         "build_ms": "the backend builds no engine",
         "host_to_device_ms": "the backend computes in host memory",
         "device_to_host_ms": "the backend computes in host memory",
-        "backend.sparse_layers": "the backend computes sparse layers as dense ones",
+        "backend.sparse_layers": "where null, the backend computes sparse layers as dense ones",
         "gpu": "no backend measured here uses a GPU",
     }
     return reasons if meter.readable else {**reasons, "energy": meter.reason}

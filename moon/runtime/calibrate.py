@@ -94,7 +94,7 @@ def calibrate(
 
     images, rows = _opened(opened, source, limit, method)
     unknowns = open_ood(ood)
-    runner = open_backend(opened, backend, threads=threads)
+    runner = open_backend(opened, backend, threads=threads, warn=warn)
     choice: Choice | None = None
     seen: dict[str, NDArray[np.uint64]] = {}
     if name == AUTO:

@@ -100,7 +100,7 @@ def choose_score(
             remedy=f"Use at least {FEWEST} held-out images",
         )
     rows = sample(len(images))
-    runner = open_backend(opened, backend, threads=threads)
+    runner = open_backend(opened, backend, threads=threads, warn=warn)
     return ranked(opened, runner, images, rows, rows, open_ood(ood), progress, warn)[0]
 
 

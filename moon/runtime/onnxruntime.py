@@ -15,9 +15,15 @@ _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 def open_session(
-    model: bytes, *, threads: int = 1, spin: bool = True, optimise: bool = True
+    model: bytes | str, *, threads: int = 1, spin: bool = True, optimise: bool = True
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU.
+
+    Args:
+        model: an ONNX file, or its path: values in other files are looked for beside it.
+        threads: threads for one inference; 0 for as many as there are cores.
+        spin: let idle threads spin.
+        optimise: let it change the graph.
 
     Raises:
         BackendError: ONNX Runtime is missing, or refuses the model.

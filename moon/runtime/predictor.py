@@ -77,7 +77,8 @@ class Predictor:
         bar = _threshold(bundle, bundle.gate(backend), threshold)  # before loading the graph
         if threshold is not None:
             warn(f"the threshold {bar:g} was given, not calibrated: no guarantee holds")
-        return cls(bundle, open_backend(bundle, backend, threads=threads), threshold)
+        opened = open_backend(bundle, backend, threads=threads, warn=warn)
+        return cls(bundle, opened, threshold)
 
     def prepare(self, item: ImageLike) -> NDArray[np.uint8]:
         """The model's input pixels of one image, uint8 [H, W, C].

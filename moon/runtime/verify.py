@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,13 +126,26 @@ def tolerance(logits_NL: NDArray[Any], precision: str) -> float:
     return _TOLERANCE[precision] * max(1.0, largest / _LARGE)
 
 
-def golden_outputs(bundle: Bundle, name: str, threads: int = 1) -> dict[str, NDArray[Any]]:
-    """A backend's outputs for the bundle's golden inputs, at its own threshold."""
+def _silent(message: str) -> None:
+    """Nobody is told."""
+
+
+def golden_outputs(
+    bundle: Bundle, name: str, threads: int = 1, *, warn: Callable[[str], None] = _silent
+) -> dict[str, NDArray[Any]]:
+    """A backend's outputs for the bundle's golden inputs, at its own threshold.
+
+    Args:
+        bundle: the bundle.
+        name: of the backend.
+        threads: for one inference.
+        warn: told what may make the backend slower than expected.
+    """
     pixels = bundle.golden()["pixels"]
     as_is = bundle.manifest.input.dtype == "uint8"
     batch: NDArray[Any] = pixels if as_is else bundle.preprocess.normalise(pixels)
     gate = bundle.gate(name)
-    backend = open_backend(bundle, name, threads=threads)
+    backend = open_backend(bundle, name, threads=threads, warn=warn)
     one = gate is not None and gate.per_class is None
     return backend.run(batch, gate.threshold if gate is not None and one else None)
 
@@ -164,8 +178,9 @@ def _bar(gate: Gate) -> str:
 
 def _golden(bundle: Bundle, name: str) -> Check:
     golden = bundle.golden()
+    notes: list[str] = []
     try:
-        outputs = golden_outputs(bundle, name)
+        outputs = golden_outputs(bundle, name, warn=notes.append)
     except BackendError as error:
         return Check(name, False, str(error))
     found = parity(
@@ -182,7 +197,8 @@ def _golden(bundle: Bundle, name: str) -> Check:
         found.within and gates_itself,
         f"golden logits within {found.max_abs:.1e} (allowed {allowed:.0e}), "
         f"labels {found.top1_agreement:.1%}, decisions {decisions}"
-        + ("" if gates_itself else "; accept is not what its own score and gate.json give"),
+        + ("" if gates_itself else "; accept is not what its own score and gate.json give")
+        + "".join(f"; {note}" for note in notes),
     )
 
 

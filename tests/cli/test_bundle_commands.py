@@ -180,7 +180,9 @@ def test_inspect_an_unfinished_or_damaged_run(moon: Moon, tmp_path: Path) -> Non
 def test_verify_a_good_bundle(moon: Moon, exported: Path) -> None:
     found = moon("verify", exported, "--json").json
     assert found["ok"] is True
-    assert {"files", "gate", "onnxruntime"} <= {check["name"] for check in found["checks"]}
+    assert {"files", "gate", "onnxruntime", "sparse"} == {
+        check["name"] for check in found["checks"]
+    }
     assert moon("verify", exported).code == 0
 
 
@@ -329,6 +331,7 @@ def test_doctor(moon: Moon) -> None:
     versions = {package["name"]: package["version"] for package in found["packages"]}
     assert versions["numpy"] == np.__version__
     assert found["backends"]["onnxruntime"]["ok"] is True
+    assert found["backends"]["sparse"]["ok"] is True and versions["llvmlite"]
     assert found["backends"]["tensorrt"]["ok"] is False
     text = moon("doctor").out
     assert "onnxruntime" in text

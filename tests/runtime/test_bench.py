@@ -206,7 +206,7 @@ def test_several_backends_stand_beside_the_first(bundle: Bundle) -> None:
         ({"rate": 5.0}, UsageError, "needs the scenario rate"),
         ({"rate": -1.0, "scenario": "rate"}, UsageError, "positive"),
         ({"batch": 4, "scenario": "multi"}, UsageError, "always has 8"),
-        ({"backends": ["sparse"]}, BackendError, "not in this version"),
+        ({"backends": ["tensorrt"]}, BackendError, "not in this version"),
         ({"baseline": "torch"}, BackendError, "not in this version"),
         ({"baseline": "nope"}, BackendError, "no backend is called nope"),
     ],

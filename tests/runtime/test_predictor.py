@@ -194,7 +194,7 @@ def test_a_threshold_that_is_not_finite_is_refused(bundle: Bundle, threshold: fl
 
 def test_backend_errors_come_through(bundle: Bundle) -> None:
     with pytest.raises(BackendError, match="not in this version"):
-        Predictor.open(bundle, backend="sparse")
+        Predictor.open(bundle, backend="tensorrt")
 
 
 def test_a_gate_of_the_backends_own_is_used(tmp_path: Path) -> None:
@@ -274,6 +274,8 @@ def test_a_prediction_loads_no_training_or_service_library(bundle: Bundle) -> No
         import numpy as np
         made = Predictor.open({str(bundle.path)!r}).predict([np.full((8, 8, 1), 99, np.uint8)])
         assert len(made) == 1 and made[0].score is not None
+        made = Predictor.open({str(bundle.path)!r}, backend="sparse", warn=lambda text: None)
+        assert len(made.predict([np.full((8, 8, 1), 99, np.uint8)])) == 1
         print(sorted(set({HEAVY!r}) & set(sys.modules)))
     """
     done = subprocess.run(
@@ -281,6 +283,26 @@ def test_a_prediction_loads_no_training_or_service_library(bundle: Bundle) -> No
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]" and done.stderr == ""
+
+
+def test_the_engine_is_there_without_what_it_compiles_with(bundle: Bundle) -> None:
+    script = f"""
+        import sys
+        sys.modules["llvmlite"] = None
+        from moon.errors import MissingExtraError
+        from moon.runtime import SparseEngine, backends
+        from moon.runtime.sparse.backend import SparseBackend
+        assert not set({HEAVY!r}) & set(sys.modules)
+        try:
+            SparseEngine({str(bundle.path / "model.onnx")!r})
+        except MissingExtraError as error:
+            print(error.remedy)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'moon-toolkit[engine]'" in done.stdout and done.stderr == ""
 
 
 def test_every_decision_is_json(bundle: Bundle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from moon.errors import BackendError, UsageError
 from moon.export import from_onnx
 from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.isa import available
+from moon.runtime.sparse.machine import Kernels
 
 from .graphs import Graph, reference
 from .test_lower import residual, squeeze_excite, vgg
@@ -70,7 +72,7 @@ def outputs(engine: SparseEngine, x: NDArray[np.float32]) -> list[NDArray[np.flo
 def test_a_model_with_its_score_head_decides_as_onnx_runtime(
     digits: bytes, images: NDArray[np.float32], batch: int
 ) -> None:
-    engine = SparseEngine(digits, threads=2)
+    engine = SparseEngine(digits, threads=2, force=True)
     x = images[:batch]
     wanted = reference(digits, {"input": x})
     names = [output.name for output in onnx.load_from_string(digits).graph.output]
@@ -87,7 +89,7 @@ def test_a_model_with_its_score_head_decides_as_onnx_runtime(
 
 
 def test_the_threshold_can_be_fed(digits: bytes, images: NDArray[np.float32]) -> None:
-    engine = SparseEngine(digits)
+    engine = SparseEngine(digits, force=True)
     for threshold in (-1e9, 1e9):
         feeds = {"input": images[:5], "threshold": np.array(threshold, np.float32)}
         for one, expected in zip(engine.run(feeds), reference(digits, feeds), strict=True):
@@ -102,9 +104,9 @@ def test_bits_depend_on_nothing_but_the_images(build: object) -> None:
     graph = Graph(6, 8, 10)
     build(graph)  # type: ignore[operator]
     data, x = graph.data(), graph.images(5)
-    first = SparseEngine(data).run(x)
+    first = SparseEngine(data, force=True).run(x)
     for threads in (1, 2, 3):
-        engine = SparseEngine(data, threads=threads)
+        engine = SparseEngine(data, threads=threads, force=True)
         engine.run(x[::-1] * 100)
         engine.run(x[:3])
         assert np.array_equal(engine.run(x), first)
@@ -120,7 +122,7 @@ def test_narrower_instruction_sets_agree(isa: str, build: object) -> None:
     graph = Graph(6, 8, 10)
     build(graph)  # type: ignore[operator]
     data, x = graph.data(), graph.images(3)
-    engine = SparseEngine(data, isa=isa)
+    engine = SparseEngine(data, isa=isa, force=True)
     assert engine.handed_over == ""
     np.testing.assert_allclose(engine.run(x), reference(data, x)[0], rtol=2e-5, atol=2e-5)
 
@@ -132,26 +134,28 @@ def test_nothing_is_read_that_nobody_wrote(guard: str, build: object) -> None:
     build(graph)  # type: ignore[operator]
     data, x = graph.data(), graph.images(3)
     isa = available()[-1]  # with AVX-512 lanes that are masked never fault
-    plain = SparseEngine(data, threads=2, isa=isa).run(x)
-    engine = SparseEngine(data, threads=2, isa=isa, guard=guard)  # type: ignore[arg-type]
+    plain = SparseEngine(data, threads=2, isa=isa, force=True).run(x)
+    engine = SparseEngine(data, threads=2, isa=isa, guard=guard, force=True)  # type: ignore[arg-type]
     assert np.array_equal(engine.run(x), plain)
 
 
 def test_large_batches_are_run_in_parts(small: Graph) -> None:
-    engine, x = SparseEngine(small.data()), small.images(130)
-    engine._most = 50
+    engine, x = SparseEngine(small.data(), force=True), small.images(130)
+    (part,) = engine._parts
+    part._most = 50
     expected = reference(small.data(), x)[0]
     np.testing.assert_allclose(engine.run(x), expected, rtol=2e-5, atol=2e-5)
-    assert sorted(engine._ready) == [30, 50]
+    assert sorted(part._ready) == [1, 30, 50]
     empty = engine.run(x[:0])
     assert isinstance(empty, np.ndarray) and empty.shape == (0, *expected.shape[1:])
 
 
 def test_few_programs_are_kept(small: Graph) -> None:
-    engine, x = SparseEngine(small.data()), small.images(9)
+    engine, x = SparseEngine(small.data(), force=True), small.images(9)
+    (part,) = engine._parts
     for count in range(1, 10):
         engine.run(x[:count])
-    assert list(engine._ready) == [6, 7, 8, 9]
+    assert list(part._ready) == [6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -159,13 +163,13 @@ def test_an_input_that_is_not_finite_is_refused(small: Graph, bad: float) -> Non
     x = small.images()
     x[1, 2, 3, 4] = bad
     with pytest.raises(UsageError, match="NaN or infinite"):
-        SparseEngine(small.data()).run(x)
+        SparseEngine(small.data(), force=True).run(x)
 
 
 def test_an_input_of_another_shape_or_type_is_refused(small: Graph) -> None:
-    engine, x = SparseEngine(small.data()), small.images()
+    engine, x = SparseEngine(small.data(), force=True), small.images()
     for wrong in (x[:, :1], x[0], x[:, :, :4], x.astype(np.float64), x.astype(">f4")):
-        with pytest.raises(UsageError, match="the input must be"):
+        with pytest.raises(UsageError, match=r"the input x must be float32 \[N, 6, 8, 10\],"):
             engine.run(wrong)
     assert np.array_equal(engine.run(x[:, ::-1][:, ::-1]), engine.run(x))
 
@@ -174,25 +178,21 @@ def test_a_model_for_a_number_of_images_takes_no_other() -> None:
     graph = Graph(6, 8, 10, batch=3)
     y = graph.conv("x", 4, 6)
     graph.add("Reshape", y, graph.constant([3, -1], np.int64))
-    engine, x = SparseEngine(graph.data()), graph.images(3)
+    engine, x = SparseEngine(graph.data(), force=True), graph.images(3)
     assert engine.handed_over == ""
     np.testing.assert_allclose(engine.run(x), reference(graph.data(), x)[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError, match="3 images at a time"):
         engine.run(graph.images(2))
 
 
-def test_models_it_is_not_for() -> None:
-    graph = Graph(6, 8)
-    graph.add("Relu", "x")
-    with pytest.raises(BackendError, match="N, C, H, W"):
-        SparseEngine(graph.data())
-    for threads in (-1, 5000):
-        with pytest.raises(UsageError, match="threads"):
-            SparseEngine(graph.data(), threads=threads)
+@pytest.mark.parametrize("threads", [-1, 5000])
+def test_numbers_of_threads_there_cannot_be(small: Graph, threads: int) -> None:
+    with pytest.raises(UsageError, match="threads"):
+        SparseEngine(small.data(), threads=threads)
 
 
 def test_several_threads_of_python_share_an_engine(small: Graph) -> None:
-    engine, x, wrong = SparseEngine(small.data(), threads=2), small.images(4), []
+    engine, x, wrong = SparseEngine(small.data(), threads=2, force=True), small.images(4), []
     expected = [engine.run(x[: i + 1]) for i in range(4)]
 
     def call(count: int) -> None:
@@ -210,9 +210,10 @@ def test_several_threads_of_python_share_an_engine(small: Graph) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_can_go_on(digits: bytes, images: NDArray[np.float32]) -> None:
-    engine, x = SparseEngine(digits, threads=2), images[:3]
+    engine, x = SparseEngine(digits, threads=2, force=True), images[:3]
     expected = outputs(engine, x)
-    with engine._lock:  # as if another thread were in the middle of a run
+    assert engine._machine is not None
+    with engine._machine.lock:  # as if another thread were in the middle of a run
         child = os.fork()
         if not child:
             found = outputs(engine, x)
@@ -230,9 +231,41 @@ def test_a_forked_child_can_go_on(digits: bytes, images: NDArray[np.float32]) ->
 def test_a_closed_engine_says_so(small: Graph, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(small.data())
-    engine = SparseEngine(path, threads=0)
+    engine = SparseEngine(path, threads=0, force=True)
     assert engine.threads >= 1
     engine.run(small.images())
     engine.close()
     with pytest.raises(BackendError, match="closed"):
         engine.run(small.images())
+
+
+def test_plans_that_are_given_are_used(small: Graph) -> None:
+    data, x = small.data(), small.images(3)
+    engine = SparseEngine(data, force=True)
+    (part,) = engine._parts
+    assert isinstance(part, Kernels)
+    program = part._ready[1].program
+    chosen = {made: conv.plan for made, (conv, _) in program.convolutions.items()}
+    others = {made: replace(plan, tile=1) for made, plan in chosen.items()}
+    assert others != chosen
+    planned = SparseEngine(data, force=True, plans=others)
+    (part,) = planned._parts
+    assert isinstance(part, Kernels)
+    taken = [conv.plan for conv, _ in part._ready[1].program.convolutions.values()]
+    assert set(taken) & set(others.values()) - set(chosen.values())
+    np.testing.assert_allclose(planned.run(x), engine.run(x), rtol=2e-5, atol=2e-5)
+
+
+def test_what_is_returned_is_the_callers_own() -> None:
+    graph = Graph(6, 8, 10)
+    fixed = graph.constant(np.ones((2, 3)))
+    y = graph.add("Relu", graph.conv("x", 4, 6))
+    engine, x = SparseEngine(graph.data(y, "x", fixed), force=True), graph.images(2)
+    assert engine.outputs == (y, "x", fixed) and engine.isa in available()
+    for _ in range(2):
+        found = outputs(engine, x)
+        assert np.array_equal(found[1], x) and found[1] is not x
+        assert np.array_equal(found[2], np.ones((2, 3)))
+        np.testing.assert_allclose(found[0], reference(graph.data(y), x)[0], rtol=1e-4, atol=1e-5)
+        for one in found:
+            one[...] = 7
