@@ -49,9 +49,15 @@ def pool(work: Work, node: Node) -> None:
         raise UnsupportedError("its storage_order is 1")
     if ceil and counts and not largest:
         raise UnsupportedError("it counts padding and rounds up")
-    if ceil and node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
+    auto = node.attributes.get("auto_pad", "NOTSET")
+    if ceil and auto != "NOTSET":
         raise UnsupportedError("it rounds up and pads by itself")
+    if window.dilations != (1, 1) and auto in ("SAME_UPPER", "SAME_LOWER"):
+        # ONNX and ONNX Runtime disagree about how much.
+        raise UnsupportedError("it is dilated and pads by itself")
     out = _through(window, planes, planes.channels, ceil=ceil)
+    if not _full(window, planes, out):
+        raise UnsupportedError("a window of it lies in the padding")
     kind = "max" if largest else "average"
     work.add(Pool(**names(node), kind=kind, window=window, padding_counts=counts), out)
 
@@ -61,6 +67,8 @@ def _window(node: Node, planes: Planes, kernel: Sequence[int]) -> Window:
     if min(*kernel, *strides, *dilations) < 1:
         raise UnsupportedError("a kernel, stride or dilation is not positive")
     auto = node.attributes.get("auto_pad", "NOTSET")
+    if not isinstance(auto, str):
+        raise UnsupportedError("its auto_pad is no text")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         pads = _same(auto == "SAME_UPPER", planes, kernel, strides, dilations)
     elif auto == "VALID":
@@ -89,11 +97,26 @@ def _same(
     for size, k, stride, dilation in zip(
         (planes.height, planes.width), kernel, strides, dilations, strict=True
     ):
-        total = max(0, (-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size)
+        total = (-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size
+        if total < -1:
+            # ONNX Runtime then begins within the image. One less is at the end and does not matter.
+            raise UnsupportedError("it pads by itself, less than nothing")
+        total = max(0, total)
         less = total // 2
         begin.append(less if upper else total - less)
         end.append(total - less if upper else less)
     return (*begin, *end)
+
+
+def _full(window: Window, planes: Planes, out: Planes) -> bool:
+    """Whether every window holds a pixel: what of no pixels is the largest, nobody says."""
+    for i, (size, count) in enumerate(((planes.height, out.height), (planes.width, out.width))):
+        start, dilation = np.arange(count) * window.strides[i] - window.pads[i], window.dilations[i]
+        # The first tap that is not before the image.
+        tap = -(np.minimum(start, 0) // dilation)
+        if (tap >= window.kernel[i]).any() or (start + tap * dilation >= size).any():
+            return False
+    return True
 
 
 def _through(window: Window, planes: Planes, channels: int, *, ceil: bool = False) -> Planes:
