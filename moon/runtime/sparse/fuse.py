@@ -71,6 +71,8 @@ def _fuse_affine(step: Step, found: Found, readers: Readers) -> Joined | None:
     with np.errstate(all="ignore"):
         weight = before.weight * factor[:, None, None, None]
         bias = before.bias * factor + shift
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        return None
     return before, replace(before, target=step.target, weight=weight, bias=bias)
 
 

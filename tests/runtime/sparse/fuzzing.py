@@ -53,8 +53,7 @@ def _head(seed: int) -> bytes:
     y = g.add("MaxPool", g.add("Add", y, y), kernel_shape=[2, 2], strides=[2, 2])
     y = g.add("Flatten", g.add("GlobalAveragePool", y))
     y = g.add("Gemm", y, g.weight(5, 4), g.weight(5), transB=1)
-    score = g.add("ReduceMax", y, axes=[1], keepdims=0)if seed > 9 else g.add("Softmax", y)
-    return g.data(y, score)
+    return g.data(y, g.add("Softmax", y))
 
 
 def _decoded() -> bytes:
@@ -77,8 +76,8 @@ class Mutator:
 
     def next(self) -> bytes:
         data = self._draw.choice(self._models)
-        ways = [self._fields] * 6 + [self._bytes, self._cut, self._splice, self._lengths]
-        for _ in range(self._draw.choice((1, 1, 1, 2, 3))):
+        ways = [self._fields] * 16 + [self._bytes, self._cut, self._splice, self._lengths]
+        for _ in range(self._draw.choice((1, 1, 1, 1, 2))):
             data = self._draw.choice(ways)(data)
         return data
 
@@ -103,7 +102,9 @@ class Mutator:
     def _lengths(self, data: bytes) -> bytes:
         """A number made longer: a length that lies, or a size that is huge."""
         at = self._draw.randrange(len(data) + 1)
-        number = self._draw.choice((b"\xff" * 9 + b"\x01", b"\xff\xff\xff\xff\x07", b"\x80\x80\x04"))
+        number = self._draw.choice(
+            (b"\xff" * 9 + b"\x01", b"\xff\xff\xff\xff\x07", b"\x80\x80\x04")
+        )
         return data[:at] + number + data[at + 1 :]
 
     def _fields(self, data: bytes) -> bytes:

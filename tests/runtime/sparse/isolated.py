@@ -1,8 +1,8 @@
 """Models run in a process of their own, so that a native crash fails one test and not all of them.
 
-    with Isolated() as process:
-        process.engine(data, x, threads=2)   ->  outputs, or MoonError
-        process.reference(data, x)           ->  outputs of ONNX Runtime, or Refused
+with Isolated() as process:
+    process.engine(data, x, threads=2)   ->  outputs, or MoonError
+    process.reference(data, x)           ->  outputs of ONNX Runtime, or Refused
 """
 
 from __future__ import annotations

@@ -98,14 +98,18 @@ def _out(size: int, pads: int, extent: int, stride: int, ceil: int = 0) -> int:
 
 def _conv(g: RandomGraph, source: str) -> str | None:
     c, (channels, height, width) = g.chooser, g.shapes[source]
-    kernel = c.pick(((1, 1), (3, 3), (3, 3), (1, 1), (2, 2), (1, 5), (4, 1), (5, 3), (7, 7), (13, 9)))
+    kernel = c.pick(
+        ((1, 1), (3, 3), (3, 3), (1, 1), (2, 2), (1, 5), (4, 1), (5, 3), (7, 7), (13, 9))
+    )
     strides = c.pick(((1, 1), (1, 1), (2, 2), (1, 2), (3, 1), (4, 4), (7, 5)))
     dilations = c.pick(((1, 1), (1, 1), (1, 1), (2, 2), (1, 3), (5, 1)))
+    auto = c.pick(("", "", "", "", "SAME_UPPER", "SAME_LOWER", "VALID"))
+    if auto.startswith("SAME"):  # ONNX Runtime takes no others
+        dilations = (1, 1)
     groups = c.pick([n for n in (1, 1, 1, 2, 3, channels) if channels % n == 0])
     rows = groups * c.whole(1, 1 + 8 // groups)
     extent = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     attributes: dict[str, Any] = {"strides": strides, "dilations": dilations, "group": groups}
-    auto = c.pick(("", "", "", "", "SAME_UPPER", "SAME_LOWER", "VALID"))
     how = c.pick(("same", "same", "none", "any", "far"))
     pads = [extent[0] // 2, extent[1] // 2] * 2
     if how == "any":
@@ -157,7 +161,9 @@ def _pool(g: RandomGraph, source: str) -> str | None:
         steps = _out(size, both[i], extent[i], strides[i], ceil)
         begin = 0 if auto else pads[i]
         out.append(steps - (ceil and (steps - 1) * strides[i] >= size + begin))
-    if min(out) < 1 or any(e > s + b for e, s, b in zip(extent, (height, width), both, strict=True)):
+    if min(out) < 1 or any(
+        e > s + b for e, s, b in zip(extent, (height, width), both, strict=True)
+    ):
         return None
     attributes |= {"auto_pad": auto} if auto else {"pads": pads}
     return g.put((channels, *out), op, source, **attributes)
@@ -199,7 +205,7 @@ def _linear(g: RandomGraph, source: str) -> str | None:
     if g.chooser.pick((True, False)):
         return g.put((outputs,), "MatMul", source, g.constant(weight))
     turned = g.chooser.pick((0, 1))
-    bias = g.chooser.pick(("", "row", "line", "one"))
+    bias = g.chooser.pick(("", "row", "line", "one") if g.opset >= 11 else ("row", "one"))
     shapes = {"row": (outputs,), "line": (1, outputs), "one": (1,)}
     more = [g.constant(g._random.normal(size=shapes[bias]))] if bias else []
     name = g.constant(weight.T if turned else weight)
@@ -208,7 +214,9 @@ def _linear(g: RandomGraph, source: str) -> str | None:
 
 def _point(g: RandomGraph, source: str) -> str | None:
     c, shape = g.chooser, g.shapes[source]
-    op = c.pick(("Relu", "Clip", "Identity", "Dropout", "Sigmoid", "LeakyRelu", "HardSigmoid", "HardSwish"))
+    op = c.pick(
+        ("Relu", "Clip", "Identity", "Dropout", "Sigmoid", "LeakyRelu", "HardSigmoid", "HardSwish")
+    )
     if op == "Clip":
         low, high = c.pick(((-0.5, 0.5), (0.0, 6.0), (None, 0.25), (0.1, None), (0.3, 0.3)))
         if g.opset < 11:
@@ -237,7 +245,9 @@ def _two(g: RandomGraph, source: str) -> str:
     shape, c = g.shapes[source], g.chooser
     op = c.pick(("Add", "Mul"))
     alike = [name for name, other in g.shapes.items() if other == shape]
-    numbers = [n for n, other in g.shapes.items() if other == (shape[0], 1, 1)] if op == "Mul" else []
+    numbers = (
+        [n for n, other in g.shapes.items() if other == (shape[0], 1, 1)] if op == "Mul" else []
+    )
     way = c.pick(("same", "same", "constant", "spread"))
     if way == "constant":
         count = c.pick((1, shape[0]))
