@@ -14,7 +14,7 @@ from moon.runtime.sparse.fuse import fuse
 from moon.runtime.sparse.model import Model, Node
 from moon.runtime.sparse.operators import OPERATORS
 from moon.runtime.sparse.steps import Step, Tensor
-from moon.runtime.sparse.work import UnsupportedError, Work
+from moon.runtime.sparse.work import UnsupportedError, Work, fits
 
 __all__ = ["Lowered", "lower"]
 
@@ -49,9 +49,14 @@ def lower(model: Model, name: str, given: Tensor, *, fixed: bool = False) -> Low
         fixed: the graph is for this number of images only, so that shapes in it may count on it.
 
     Raises:
-        BackendError: two nodes make the same tensor, or one makes what was there before.
+        BackendError: two nodes make the same tensor, or one makes what was there before; what is
+            given is empty or larger than any tensor may be.
     """
     _check_names(model)
+    if not fits(given, fixed):
+        raise BackendError(
+            f"the input {name} is empty, or larger than 1 GiB", remedy="Use --backend onnxruntime"
+        )
     work = Work(model, name, given, fixed)
     rest: list[Node] = []
     first = ""

@@ -13,7 +13,7 @@ from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.model import Model, Node
 from moon.runtime.sparse.steps import Rows, Step, Tensor
 
-__all__ = ["Names", "UnsupportedError", "Work", "flag", "names", "number", "sizes", "truth"]
+__all__ = ["Names", "UnsupportedError", "Work", "fits", "flag", "names", "number", "sizes", "truth"]
 
 # A tensor may be so large as it lies in memory, in bytes.
 _MOST_BYTES = 1 << 30
@@ -102,12 +102,18 @@ class Work:
 
     def add(self, step: Step, tensor: Tensor) -> None:
         """A step, and the shape of what it makes."""
-        # By image, unless all are known: what is taken must not depend on how many there are.
-        whole = tensor if self.fixed else replace(tensor, images=1)
-        if not 0 < whole.nbytes <= _MOST_BYTES:
+        if not fits(tensor, self.fixed):
             raise UnsupportedError("its output is empty, or larger than 1 GiB")
         self.steps.append(step)
         self.tensors[step.target] = tensor
+
+
+def fits(tensor: Tensor, fixed: bool) -> bool:
+    """Whether a tensor is neither empty nor too large.
+
+    By image, unless their number is fixed: what is taken must not depend on how many there are.
+    """
+    return 0 < (tensor if fixed else replace(tensor, images=1)).nbytes <= _MOST_BYTES
 
 
 def names(node: Node, source: str = "") -> Names:
