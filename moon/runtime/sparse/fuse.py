@@ -44,16 +44,13 @@ def _applied(rule: _Rule, steps: list[Step], kept: frozenset[str]) -> list[Step]
             readers[name] = readers.get(name, 0) + 1
     for name in kept:
         readers[name] = readers.get(name, 0) + 2
-    order: list[str] = []
     for step in steps:
         joined = rule(step, found, readers)
         if joined is not None:
             gone, step = joined
             del found[gone.target]
-            order.remove(gone.target)
         found[step.target] = step
-        order.append(step.target)
-    return [found[name] for name in order]
+    return list(found.values())
 
 
 def _alone(name: str | None, found: Found, readers: Readers) -> Step | None:

@@ -20,6 +20,8 @@ __all__ = ["Lowered", "lower"]
 
 # Before it, Add and Mul had ways of their own to repeat a number.
 _OLDEST_OPSET = 7
+# Placing tensors takes time that grows with the square of their number.
+_MOST_STEPS = 5000
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def _take(work: Work, node: Node, opset: int) -> str | None:
     needed, operator = OPERATORS.get(node.op_type, (0, None))
     if operator is None or node.domain or opset < _OLDEST_OPSET:
         return "the operator is not known"
+    if len(work.steps) >= _MOST_STEPS:
+        return "there are too many before it"
     if len(node.outputs) != 1 or not node.outputs[0] or node.captured:
         return "it has more than one result"
     if not all(node.inputs[:needed]) or len(node.inputs) < needed:

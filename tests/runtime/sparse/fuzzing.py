@@ -44,7 +44,8 @@ def seeds() -> list[bytes]:
         data = g.data(*outputs)
         if len(data) < 20_000:
             found.append(data)
-    return [*found, *map(_head, (1, 2)), _decoded()]
+    special = [*map(_head, (1, 2)), _decoded(), _gated(), _branch(), _fixed()]
+    return [*found, *special * 3]
 
 
 def _head(seed: int) -> bytes:
@@ -65,6 +66,44 @@ def _decoded() -> bytes:
     flat = g.add("ScatterElements", zeros, places, g.weight(5))
     weight = g.add("Reshape", flat, g.constant([3, 2, 3, 3], np.int64))
     g.add("Relu", g.add("Conv", "x", weight, pads=[1, 1, 1, 1]))
+    return g.data()
+
+
+def _gated() -> bytes:
+    """A decision by a threshold that may be fed."""
+    g = Graph(2, 5, 6)
+    y = g.add("Flatten", g.add("Relu", g.conv("x", 4, 2, group=2)))
+    y = g.add("Gemm", y, g.weight(120, 7, density=0.1), g.weight(7))
+    top = g.add("ReduceMax", y, g.constant([1], np.int64), keepdims=0)
+    threshold = g.constant(0.3)
+    accept, label = g.add("GreaterOrEqual", top, threshold), g.add("ArgMax", y, axis=1)
+    model = onnx.load_from_string(g.data(y, top))
+    for name, kind in ((accept, onnx.TensorProto.BOOL), (label, onnx.TensorProto.INT64)):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    given = onnx.helper.make_tensor_value_info(threshold, onnx.TensorProto.FLOAT, [])
+    model.graph.input.append(given)
+    return model.SerializeToString()
+
+
+def _branch() -> bytes:
+    """A graph within the graph, which reads what the engine makes."""
+    g = Graph(2, 4, 4)
+    y = g.add("Relu", g.conv("x", 3, 2))
+    info = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None)
+    ways = [
+        onnx.helper.make_graph([onnx.helper.make_node(op, [y], ["z"])], op, [], [info])
+        for op in ("Neg", "Abs")
+    ]
+    yes = g.add("Greater", g.add("ReduceMax", y, keepdims=0), g.constant(0.5))
+    g.add("If", yes, then_branch=ways[0], else_branch=ways[1])
+    return g.data()
+
+
+def _fixed() -> bytes:
+    """For three images and no others."""
+    g = Graph(2, 6, 5, batch=3)
+    y = g.add("AveragePool", g.conv("x", 4, 2), kernel_shape=[2, 2], strides=[2, 1])
+    g.add("Reshape", g.add("Concat", y, y, axis=1), g.constant([3, -1], np.int64))
     return g.data()
 
 

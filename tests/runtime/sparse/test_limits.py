@@ -181,6 +181,26 @@ def test_long_rows_of_nonzeros(rows: int) -> None:
     agree(graph)
 
 
+def test_a_graph_of_very_many_nodes_is_left_from_somewhere_on() -> None:
+    graph = Graph(2, 4, 4)
+    y = "x"
+    for _ in range(6000):
+        y = graph.add("Sigmoid", y)
+    found = lowered(graph)
+    assert len(found.steps) == 5000 and "too many before it" in found.first
+    assert len(found.rest) == 1000
+
+
+@pytest.mark.parametrize("size", [(20, 20), (8, 32), (33, 16)])
+@pytest.mark.parametrize("density", [0.02, 0.4])
+def test_many_channels_in_several_blocks(size: tuple[int, int], density: float) -> None:
+    graph = Graph(600, *size)
+    weight = graph.weight(9, 600, 3, 3, density=density)
+    y = graph.add("Conv", "x", weight, graph.weight(9), pads=[1] * 4)
+    graph.add("Conv", "x", graph.weight(5, 600, 3, 3, density=density), strides=[2, 2])
+    agree(graph, y, "t1")
+
+
 @pytest.mark.parametrize("isa", available())
 def test_a_kernel_larger_than_its_image(isa: str) -> None:
     graph = Graph(3, 5, 33)

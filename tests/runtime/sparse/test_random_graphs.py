@@ -37,7 +37,7 @@ def agree(process: Isolated, g: RandomGraph, *outputs: str) -> None:
     data, c = g.data(*outputs), g.chooser
     x = g.images(c.whole(1, 5))
     options: dict[str, Any] = {
-        "threads": c.whole(1, 3),
+        "threads": c.pick((1, 2, 3, 7)),
         "isa": c.pick(available()),
         "guard": c.pick(("", "after", "before")),
     }
