@@ -282,6 +282,8 @@ def main(seconds: float, seed: int) -> int:
     while time.monotonic() < end:
         data = mutator.next()
         judge.seen["files"] += 1
+        if judge.seen["files"] % 10_000 == 0:
+            print(dict(judge.seen), flush=True)
         try:
             judge.check(data)
         except (AssertionError, MoonError) as error:

@@ -91,6 +91,20 @@ def test_many_operators(process: Isolated, data: Any) -> None:
     agree(process, g, *grow(g, g.chooser.whole(3, 14), left=True))
 
 
+@examples(12)
+@given(data=st.data())
+def test_bits_depend_on_no_setting(process: Isolated, data: Any) -> None:
+    """Nor on the thread count, nor on what lies around the memory."""
+    g = start(Drawn(data))
+    outputs = grow(g, g.chooser.whole(3, 10))
+    file, x = g.data(*outputs), g.images(g.chooser.whole(1, 5))
+    isa = g.chooser.pick(available())
+    first = process.engine(file, x, isa=isa)
+    for threads, guard in ((2, ""), (3, "after"), (5, "before")):
+        again = process.engine(file, x, isa=isa, threads=threads, guard=guard)
+        assert [one.tobytes() for one in again] == [one.tobytes() for one in first]
+
+
 def test_few_graphs_were_left_to_onnx_runtime() -> None:
     taken = 0
     for seed in range(100):
