@@ -51,10 +51,11 @@ def lower(model: Model, name: str, given: Tensor, *, fixed: bool = False) -> Low
         fixed: the graph is for this number of images only, so that shapes in it may count on it.
 
     Raises:
-        BackendError: two nodes make the same tensor, or one makes what was there before; what is
-            given is empty or larger than any tensor may be.
+        BackendError: two nodes make the same tensor, or one makes what was there before; a padding
+            is negative; what is given is empty or larger than any tensor may be.
     """
     _check_names(model)
+    _check_pads(model)
     if not fits(given, fixed):
         raise BackendError(
             f"the input {name} is empty, or larger than 1 GiB", remedy="Use --backend onnxruntime"
@@ -78,6 +79,17 @@ def _check_names(model: Model) -> None:
             if name and name in there:
                 raise BackendError(f"the model is damaged: {name} is made twice")
             there.add(name)
+
+
+def _check_pads(model: Model) -> None:
+    """ONNX Runtime ends the process over these, where it does not know the shape before it runs."""
+    for node in model.nodes:
+        pads = node.attributes.get("pads")
+        # Pad itself may cut off.
+        if node.op_type == "Pad" or not isinstance(pads, tuple):
+            continue
+        if any(isinstance(pad, int) and pad < 0 for pad in pads):
+            raise BackendError(f"the model is damaged: a padding of {node.title} is negative")
 
 
 def _take(work: Work, node: Node, opset: int) -> str | None:
