@@ -91,6 +91,17 @@ def test_many_operators(process: Isolated, data: Any) -> None:
     agree(process, g, *grow(g, g.chooser.whole(3, 14), left=True))
 
 
+@pytest.mark.parametrize("block", range(4))
+def test_long_graphs(process: Isolated, block: int) -> None:
+    """Drawn evenly: hypothesis prefers what is short and simple."""
+    for seed in range(block * 20, block * 20 + 20):
+        g = start(Seeded(seed))
+        try:
+            agree(process, g, *grow(g, g.chooser.whole(5, 25), left=True))
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
+
+
 @examples(12)
 @given(data=st.data())
 def test_bits_depend_on_no_setting(process: Isolated, data: Any) -> None:
