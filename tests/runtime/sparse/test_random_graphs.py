@@ -73,7 +73,7 @@ KINDS = (*ON_PLANES, "linear", "flat on rows", "point on rows")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_operator(process: Isolated, kind: str) -> None:
-    @examples(120 if kind in ("conv", "pool") else 25)
+    @examples(80 if kind in ("conv", "pool") else 20)
     @given(st.data())
     def check(data: Any) -> None:
         g, name = single(Drawn(data), kind)
@@ -84,7 +84,7 @@ def test_one_operator(process: Isolated, kind: str) -> None:
     check()
 
 
-@examples(60)
+@examples(40)
 @given(data=st.data())
 def test_many_operators(process: Isolated, data: Any) -> None:
     g = start(Drawn(data))
