@@ -3,7 +3,9 @@
 Loading an entry runs it, so the folder must be one in which only its user can write, and an
 entry is loaded only when it is a plain file of that user alone, carries the key it was asked for
 and matches its checksum. Anything else is deleted and made anew. Where there is no such folder
-nothing is kept, and everything works, a little slower.
+nothing is kept, and everything works, a little slower. That is a defence against everybody but the
+user himself: who can write as the user can run code as the user anyway, so the checksum is against
+damage alone.
 
 An entry is ``MOONOBJ1``, the key (32 bytes), the SHA-256 of the object (32 bytes), the object.
 Its name is the key in hexadecimal and ``.object``.
@@ -80,14 +82,14 @@ class Cache:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> None:
-        wanted = Path(folder).absolute() if folder is not None else default_folder()
+        wanted = default_folder() if folder is None else _absolute(Path(folder))
         self.folder: Path | None = None
         self._limit = limit
         self._size: int | None = None
         if not _SUPPORTED:
             self.reason = "code is not kept on this system"
         elif wanted is None:
-            self.reason = "there is no home folder"
+            self.reason = f"there is no {'home' if folder is None else 'working'} folder"
         else:
             self.folder, self.reason = _prepared(wanted)
 
@@ -131,6 +133,13 @@ class Cache:
             yield folder
         finally:
             os.close(folder)
+
+
+def _absolute(folder: Path) -> Path | None:
+    try:
+        return folder.absolute()
+    except OSError:  # the working folder is gone
+        return None
 
 
 def _name(key: bytes) -> str:

@@ -44,16 +44,13 @@ def _applied(rule: _Rule, steps: list[Step], kept: frozenset[str]) -> list[Step]
             readers[name] = readers.get(name, 0) + 1
     for name in kept:
         readers[name] = readers.get(name, 0) + 2
-    order: list[str] = []
     for step in steps:
         joined = rule(step, found, readers)
         if joined is not None:
             gone, step = joined
             del found[gone.target]
-            order.remove(gone.target)
         found[step.target] = step
-        order.append(step.target)
-    return [found[name] for name in order]
+    return list(found.values())
 
 
 def _alone(name: str | None, found: Found, readers: Readers) -> Step | None:
@@ -71,6 +68,8 @@ def _fuse_affine(step: Step, found: Found, readers: Readers) -> Joined | None:
     with np.errstate(all="ignore"):
         weight = before.weight * factor[:, None, None, None]
         bias = before.bias * factor + shift
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        return None
     return before, replace(before, target=step.target, weight=weight, bias=bias)
 
 

@@ -14,12 +14,14 @@ from moon.runtime.sparse.fuse import fuse
 from moon.runtime.sparse.model import Model, Node
 from moon.runtime.sparse.operators import OPERATORS
 from moon.runtime.sparse.steps import Step, Tensor
-from moon.runtime.sparse.work import UnsupportedError, Work
+from moon.runtime.sparse.work import UnsupportedError, Work, fits
 
 __all__ = ["Lowered", "lower"]
 
 # Before it, Add and Mul had ways of their own to repeat a number.
 _OLDEST_OPSET = 7
+# Placing tensors takes time that grows with the square of their number.
+_MOST_STEPS = 5000
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,15 @@ def lower(model: Model, name: str, given: Tensor, *, fixed: bool = False) -> Low
         fixed: the graph is for this number of images only, so that shapes in it may count on it.
 
     Raises:
-        BackendError: two nodes make the same tensor, or one makes what was there before.
+        BackendError: two nodes make the same tensor, or one makes what was there before; a padding
+            is negative; what is given is empty or larger than any tensor may be.
     """
     _check_names(model)
+    _check_pads(model)
+    if not fits(given, fixed):
+        raise BackendError(
+            f"the input {name} is empty, or larger than 1 GiB", remedy="Use --backend onnxruntime"
+        )
     work = Work(model, name, given, fixed)
     rest: list[Node] = []
     first = ""
@@ -73,6 +81,17 @@ def _check_names(model: Model) -> None:
             there.add(name)
 
 
+def _check_pads(model: Model) -> None:
+    """ONNX Runtime ends the process over these, where it does not know the shape before it runs."""
+    for node in model.nodes:
+        pads = node.attributes.get("pads")
+        # Pad itself may cut off.
+        if node.op_type == "Pad" or not isinstance(pads, tuple):
+            continue
+        if any(isinstance(pad, int) and pad < 0 for pad in pads):
+            raise BackendError(f"the model is damaged: a padding of {node.title} is negative")
+
+
 def _take(work: Work, node: Node, opset: int) -> str | None:
     """Add the step of a node: None, or why not; "" where something it reads is missing."""
     reads = [name for name in node.inputs if name]
@@ -82,6 +101,8 @@ def _take(work: Work, node: Node, opset: int) -> str | None:
     needed, operator = OPERATORS.get(node.op_type, (0, None))
     if operator is None or node.domain or opset < _OLDEST_OPSET:
         return "the operator is not known"
+    if len(work.steps) >= _MOST_STEPS:
+        return "there are too many before it"
     if len(node.outputs) != 1 or not node.outputs[0] or node.captured:
         return "it has more than one result"
     if not all(node.inputs[:needed]) or len(node.inputs) < needed:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moon.errors import UsageError
+from moon.errors import BackendError, UsageError
 from moon.runtime.sparse.ir import VECTOR_BYTES
 
 __all__ = ["GUARD", "Arena", "Guard", "Life", "Reach", "Space", "aligned", "arrange"]
@@ -96,10 +96,16 @@ def _up(size: int, unit: int) -> int:
 def aligned(nbytes: int, reach: Reach = Reach()) -> NDArray[np.uint8]:  # noqa: B008, immutable
     """Zeroed bytes from a page's start on, with room around them."""
     before = _up(reach.before, _PAGE)
-    if nbytes >= _WORTH_LARGE_PAGES:
-        raw = _on_large_pages(nbytes + before + reach.after)
-        return raw[before : before + nbytes]
-    raw = np.zeros(nbytes + before + reach.after + _PAGE, np.uint8)
+    try:
+        if nbytes >= _WORTH_LARGE_PAGES:
+            raw = _on_large_pages(nbytes + before + reach.after)
+            return raw[before : before + nbytes]
+        raw = np.zeros(nbytes + before + reach.after + _PAGE, np.uint8)
+    except (MemoryError, OSError, ValueError) as error:
+        raise BackendError(
+            f"there is no memory for {nbytes} bytes of the engine's",
+            remedy="Run fewer images at a time, or on a larger machine",
+        ) from error
     start = -raw.ctypes.data % _PAGE + before
     return raw[start : start + nbytes]
 

@@ -23,7 +23,7 @@ from moon.runtime.sparse.steps import (
     Tensor,
 )
 from moon.runtime.sparse.windows import conv, pool
-from moon.runtime.sparse.work import UnsupportedError, Work, flag, names, number
+from moon.runtime.sparse.work import UnsupportedError, Work, flag, names, number, truth
 
 __all__ = ["OPERATORS"]
 
@@ -40,7 +40,7 @@ def _reduce_mean(work: Work, node: Node) -> None:
     if not _of_image(work.whole(node, 1, "axes")):
         raise UnsupportedError("its axes are not those of an image")
     out: Tensor = Rows(planes.images, planes.channels)
-    if flag(node, "keepdims", 1):
+    if truth(node, "keepdims", 1):
         out = Planes(planes.channels, planes.images, 1, 1)
     work.add(Average(**names(node)), out)
 
@@ -68,7 +68,7 @@ def _reshape(work: Work, node: Node) -> None:
     shape, features = work.whole(node, 1, "shape"), _features(tensor)
     same = (tensor.images,) if work.fixed else ()
     flat = [(i, f) for i in (*same, 0, -1) for f in (features, -1) if (i, f) != (-1, -1)]
-    if shape not in flat or (0 in shape and flag(node, "allowzero")):
+    if shape not in flat or (0 in shape and truth(node, "allowzero")):
         raise UnsupportedError("it is not a flattening")
     _add_flatten(work, node)
 
@@ -85,18 +85,18 @@ def _features(tensor: Tensor) -> int:
 
 
 def _gemm(work: Work, node: Node) -> None:
-    if flag(node, "transA"):
+    if truth(node, "transA"):
         raise UnsupportedError("its transA is 1")
     if number(node, "alpha", 1.0) != 1.0 or number(node, "beta", 1.0) != 1.0:
         raise UnsupportedError("its alpha or beta is not 1")
-    weight = work.constant(node.inputs[1])
+    weight = work.finite(node.inputs[1])
     name = node.inputs[2] if len(node.inputs) > 2 else ""
-    bias = work.constant(name) if name else np.zeros(1, np.float32)
-    _linear(work, node, weight.T if flag(node, "transB") else weight, bias)
+    bias = work.finite(name) if name else np.zeros(1, np.float32)
+    _linear(work, node, weight.T if truth(node, "transB") else weight, bias)
 
 
 def _mat_mul(work: Work, node: Node) -> None:
-    _linear(work, node, work.constant(node.inputs[1]), np.zeros(1, np.float32))
+    _linear(work, node, work.finite(node.inputs[1]), np.zeros(1, np.float32))
 
 
 def _linear(work: Work, node: Node, weight: Floats, bias: Floats) -> None:
@@ -156,7 +156,7 @@ def _hard_sigmoid(work: Work, node: Node) -> None:
 
 def _batch_norm(work: Work, node: Node) -> None:
     planes = work.planes(node.inputs[0])
-    if flag(node, "training_mode"):
+    if truth(node, "training_mode"):
         raise UnsupportedError("it is in training mode")
     scale, shift, mean, variance = (work.constant(name) for name in node.inputs[1:5])
     if any(values.shape != (planes.channels,) for values in (scale, shift, mean, variance)):

@@ -10,15 +10,18 @@ from moon.runtime.sparse.geometry import Window
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.model import Node
 from moon.runtime.sparse.steps import Conv, Pool
-from moon.runtime.sparse.work import UnsupportedError, Work, flag, names, sizes
+from moon.runtime.sparse.work import UnsupportedError, Work, flag, names, sizes, truth
 
 __all__ = ["conv", "pool"]
+
+# Taps outside the image are read, if not looked at, so that there is memory for them, in pixels.
+_FARTHEST = 1 << 24
 
 
 def conv(work: Work, node: Node) -> None:
     """Conv."""
     planes = work.planes(node.inputs[0])
-    weight = work.constant(node.inputs[1])
+    weight = work.finite(node.inputs[1])
     groups = flag(node, "group", 1)
     if weight.ndim != 4 or groups < 1:
         raise UnsupportedError("it is no convolution of images")
@@ -28,8 +31,10 @@ def conv(work: Work, node: Node) -> None:
     if sizes(node, "kernel_shape", weight.shape[2:]) != weight.shape[2:]:
         raise UnsupportedError("its kernel_shape is not its weight's")
     window = _window(node, planes, weight.shape[2:])
+    if _reach(window, planes) > _FARTHEST:
+        raise UnsupportedError("its window reaches too far beyond the image")
     name = node.inputs[2] if len(node.inputs) > 2 else ""
-    bias = work.constant(name) if name else np.zeros(rows, np.float32)
+    bias = work.finite(name) if name else np.zeros(rows, np.float32)
     if bias.shape != (rows,):
         raise UnsupportedError("its bias does not fit its weight")
     step = Conv(**names(node), weight=weight, bias=bias, window=window, groups=groups)
@@ -43,15 +48,21 @@ def pool(work: Work, node: Node) -> None:
     extent = [d * (k - 1) + 1 for d, k in zip(window.dilations, window.kernel, strict=True)]
     if any(pad >= size for pad, size in zip(window.pads, (*extent, *extent), strict=True)):
         raise UnsupportedError("its padding is as large as its window")
-    ceil, counts = bool(flag(node, "ceil_mode")), bool(flag(node, "count_include_pad"))
+    ceil, counts = truth(node, "ceil_mode"), truth(node, "count_include_pad")
     largest = node.op_type == "MaxPool"
-    if largest and flag(node, "storage_order"):
+    if largest and truth(node, "storage_order"):
         raise UnsupportedError("its storage_order is 1")
     if ceil and counts and not largest:
         raise UnsupportedError("it counts padding and rounds up")
-    if ceil and node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
+    auto = node.attributes.get("auto_pad", "NOTSET")
+    if ceil and auto != "NOTSET":
         raise UnsupportedError("it rounds up and pads by itself")
+    if window.dilations != (1, 1) and auto in ("SAME_UPPER", "SAME_LOWER"):
+        # ONNX and ONNX Runtime disagree about how much.
+        raise UnsupportedError("it is dilated and pads by itself")
     out = _through(window, planes, planes.channels, ceil=ceil)
+    if not _full(window, planes, out):
+        raise UnsupportedError("a window of it lies in the padding")
     kind = "max" if largest else "average"
     work.add(Pool(**names(node), kind=kind, window=window, padding_counts=counts), out)
 
@@ -61,6 +72,8 @@ def _window(node: Node, planes: Planes, kernel: Sequence[int]) -> Window:
     if min(*kernel, *strides, *dilations) < 1:
         raise UnsupportedError("a kernel, stride or dilation is not positive")
     auto = node.attributes.get("auto_pad", "NOTSET")
+    if not isinstance(auto, str):
+        raise UnsupportedError("its auto_pad is no text")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         pads = _same(auto == "SAME_UPPER", planes, kernel, strides, dilations)
     elif auto == "VALID":
@@ -89,11 +102,35 @@ def _same(
     for size, k, stride, dilation in zip(
         (planes.height, planes.width), kernel, strides, dilations, strict=True
     ):
-        total = max(0, (-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size)
+        total = (-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size
+        if total < -1:
+            # ONNX Runtime then begins within the image. One less is at the end and does not matter.
+            raise UnsupportedError("it pads by itself, less than nothing")
+        total = max(0, total)
         less = total // 2
         begin.append(less if upper else total - less)
         end.append(total - less if upper else less)
     return (*begin, *end)
+
+
+def _reach(window: Window, planes: Planes) -> int:
+    """How many pixels lie between one and the farthest that a tap of its window is."""
+    rows, columns = (
+        max(window.pads[i], window.dilations[i] * (window.kernel[i] - 1) - window.pads[i])
+        for i in (0, 1)
+    )
+    return rows * planes.width + columns
+
+
+def _full(window: Window, planes: Planes, out: Planes) -> bool:
+    """Whether every window holds a pixel: what of no pixels is the largest, nobody says."""
+    for i, (size, count) in enumerate(((planes.height, out.height), (planes.width, out.width))):
+        start, dilation = np.arange(count) * window.strides[i] - window.pads[i], window.dilations[i]
+        # The first tap that is not before the image.
+        tap = -(np.minimum(start, 0) // dilation)
+        if (tap >= window.kernel[i]).any() or (start + tap * dilation >= size).any():
+            return False
+    return True
 
 
 def _through(window: Window, planes: Planes, channels: int, *, ceil: bool = False) -> Planes:

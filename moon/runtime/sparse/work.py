@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -12,9 +13,9 @@ from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.model import Model, Node
 from moon.runtime.sparse.steps import Rows, Step, Tensor
 
-__all__ = ["Names", "UnsupportedError", "Work", "flag", "names", "number", "sizes"]
+__all__ = ["Names", "UnsupportedError", "Work", "fits", "flag", "names", "number", "sizes", "truth"]
 
-# A tensor of one image may be so large, in bytes.
+# A tensor may be so large as it lies in memory, in bytes.
 _MOST_BYTES = 1 << 30
 _MOST_SIZE = 1 << 20
 
@@ -45,6 +46,7 @@ class Work:
         self.constants: dict[str, NDArray[Any]] = {
             key: value for key, value in model.constants.items() if key not in model.optional
         }
+        self._bfloat16 = model.bfloat16
         self.tensors: dict[str, Tensor] = {name: given}
         self.steps: list[Step] = []
         self.fixed = fixed
@@ -74,9 +76,17 @@ class Work:
         values = self.constants.get(name)
         if values is None:
             raise UnsupportedError("a weight is not constant")
-        if values.dtype != np.float32:
-            raise UnsupportedError(f"it computes in {values.dtype}")
+        if values.dtype != np.float32 or name in self._bfloat16:
+            kind = "bfloat16" if name in self._bfloat16 else values.dtype
+            raise UnsupportedError(f"it computes in {kind}")
         return np.require(values, np.float32, ["C", "A"])
+
+    def finite(self, name: str) -> NDArray[np.float32]:
+        """The same, of weights: what is left out as zero would make NaN of infinity."""
+        values = self.constant(name)
+        if not np.isfinite(values).all():
+            raise UnsupportedError("a weight is NaN or infinite")
+        return values
 
     def whole(self, node: Node, at: int, attribute: str = "") -> tuple[int, ...] | None:
         """Integers from an input, or else from an attribute; None where there are none."""
@@ -92,12 +102,18 @@ class Work:
 
     def add(self, step: Step, tensor: Tensor) -> None:
         """A step, and the shape of what it makes."""
-        # By image: what is taken must not depend on how many there are.
-        each = tensor.features if isinstance(tensor, Rows) else tensor.numbers // tensor.images
-        if not 0 < 4 * each <= _MOST_BYTES:
+        if not fits(tensor, self.fixed):
             raise UnsupportedError("its output is empty, or larger than 1 GiB")
         self.steps.append(step)
         self.tensors[step.target] = tensor
+
+
+def fits(tensor: Tensor, fixed: bool) -> bool:
+    """Whether a tensor is neither empty nor too large.
+
+    By image, unless their number is fixed: what is taken must not depend on how many there are.
+    """
+    return 0 < (tensor if fixed else replace(tensor, images=1)).nbytes <= _MOST_BYTES
 
 
 def names(node: Node, source: str = "") -> Names:
@@ -125,6 +141,14 @@ def flag(node: Node, name: str, default: int = 0) -> int:
     if not isinstance(value, int):
         raise UnsupportedError(f"its {name} is no integer")
     return value
+
+
+def truth(node: Node, name: str, default: int = 0) -> bool:
+    """An attribute that is 0 or 1: of other numbers operators think differently."""
+    value = flag(node, name, default)
+    if value not in (0, 1):
+        raise UnsupportedError(f"its {name} is not 0 or 1")
+    return bool(value)
 
 
 def number(node: Node, name: str, default: float) -> float:

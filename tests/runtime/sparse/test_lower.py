@@ -287,9 +287,19 @@ def test_a_name_like_one_of_ours_does_no_harm() -> None:
     agree(graph, z, "t2")
 
 
+@pytest.mark.parametrize("op", ["Conv", "MaxPool", "LpPool"])
+def test_paddings_below_nothing_are_refused_wherever_they_are(op: str) -> None:
+    graph = Graph(6, 8, 10)
+    y = graph.add("Tanh", "x")  # from here on all is left
+    more = [graph.weight(6, 6, 2, 2)] if op == "Conv" else []
+    graph.add(op, y, *more, kernel_shape=[2, 2], pads=[0, 0, 0, -1])
+    with pytest.raises(BackendError, match=r"padding of n1 .* is negative"):
+        SparseEngine(graph.data())
+
+
 def test_huge_sizes_are_left_alone() -> None:
     for attributes in (
-        {"pads": [1 << 19] * 4}, {"dilations": [1 << 30, 1]}, {"pads": [0, -1, 0, 0]},
+        {"pads": [1 << 19] * 4}, {"dilations": [1 << 30, 1]},
         {"strides": [0, 1]}, {"kernel_shape": [3, 4]}, {"group": 4}, {"auto_pad": "NEVER"},
     ):  # fmt: skip
         graph = Graph(6, 8, 10)
