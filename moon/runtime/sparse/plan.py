@@ -31,8 +31,6 @@ FAR = 1 << 16
 _MOST_TILE = 16
 # From tiles of so many vectors on, lists of nonzeros are not padded.
 EXACT_FROM = 3
-# So much more than what fits, as a share of it, and nearly all is missed.
-_SPILL = 0.6
 # Planes of fewer vectors are fetched as a whole by what is read of them.
 _NEXT = 32
 
@@ -140,7 +138,7 @@ class Costs:
 
 # A vector of sixteen floats is two of its registers: one load and one multiply-add a cycle.
 _ZEN4 = Costs(
-    near=1.03, far=2.2, multiply=1.0, weight=0.6, row=18.0, shifted=0.75, copy=3.0,
+    near=1.03, far=2.5, multiply=1.0, weight=0.6, row=18.0, shifted=0.75, copy=3.0,
     first_level=30_000, second_level=300_000, registers=22, permute=True,
 )  # fmt: skip
 
@@ -307,6 +305,5 @@ def _load(costs: Costs, vectors: float, shifted: float) -> float:
     bytes_, near, far = vectors * VECTOR_BYTES, costs.near + shifted, costs.far + shifted
     if bytes_ > costs.second_level:
         return 1.5 * far
-    # What does not fit is not missed all at once.
-    missed = (bytes_ - costs.first_level) / (_SPILL * costs.first_level)
-    return near + (far - near) * min(1.0, max(0.0, missed))
+    missed = 1 - costs.first_level / bytes_ if bytes_ > costs.first_level else 0.0
+    return near + (far - near) * missed
