@@ -83,7 +83,7 @@ class ConvKernel:
     @property
     def sums(self) -> int:
         """Partial sums of an output vector, so that one addition need not wait for the other."""
-        return max(1, 8 // (self.tile * self.rows)) if self.tile * self.rows < 8 else 1
+        return max(1, 4 // (self.tile * self.rows))
 
 
 def build_conv(module: ir.Module, kernel: ConvKernel) -> None:
