@@ -8,9 +8,8 @@ import pytest
 from onnx import helper
 
 from moon.errors import BackendError, MoonError, UsageError
-from moon.runtime.sparse.engine import SparseEngine
 
-from .graphs import Graph, reference
+from .graphs import Graph, opened, reference
 from .scripts import script
 
 
@@ -18,7 +17,7 @@ from .scripts import script
 def test_a_result_that_is_not_finite_is_reported() -> None:
     graph = Graph(1, 2, 2)
     graph.add("Conv", "x", graph.constant(np.full((1, 1, 1, 1), 3e38)))
-    engine = SparseEngine(graph.data())
+    engine = opened(graph.data())
     with pytest.raises((MoonError, RuntimeWarning), match=r"NaN|infinit"):
         engine.run(graph.images(1) * 1e3)
 
@@ -38,7 +37,7 @@ def _optional() -> tuple[bytes, str]:
 def test_an_input_that_was_fed_can_be_an_output() -> None:
     data, limit = _optional()
     feeds = {"x": np.ones((1, 1, 2, 2), np.float32), limit: np.array(9, np.float32)}
-    found = SparseEngine(data).run(feeds)
+    found = opened(data).run(feeds)
     assert found[1] == reference(data, feeds)[1] == 9
 
 
@@ -47,13 +46,13 @@ def test_an_input_that_was_fed_can_be_an_output() -> None:
 def test_an_optional_input_of_another_shape_or_type_is_refused(value: object) -> None:
     data, limit = _optional()
     with pytest.raises(UsageError):
-        SparseEngine(data).run({"x": np.ones((1, 1, 2, 2), np.float32), limit: value})  # type: ignore[dict-item]
+        opened(data).run({"x": np.ones((1, 1, 2, 2), np.float32), limit: value})  # type: ignore[dict-item]
 
 
 @pytest.mark.xfail(strict=True, reason="the error of the system passes through")
 def test_a_file_that_is_not_there_is_an_error_of_ours() -> None:
     with pytest.raises(BackendError):
-        SparseEngine("/no/such/model.onnx")
+        opened("/no/such/model.onnx")
 
 
 @pytest.mark.xfail(strict=True, reason="tables of indices grow with images, and are not limited")
@@ -65,7 +64,7 @@ from pathlib import Path
 from tests.runtime.sparse.graphs import Graph
 graph = Graph(1, 512, 512)
 graph.add("MaxPool", "x", kernel_shape=[8, 8])
-engine = SparseEngine(graph.data())
+engine = opened(graph.data())
 engine.run(graph.images(1))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29),) * 2)
