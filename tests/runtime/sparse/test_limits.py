@@ -173,6 +173,12 @@ def test_windows_in_the_padding_and_paddings_below_nothing_are_left() -> None:
         assert why in lowered(graph).first, (op, lowered(graph).first)
 
 
+def test_an_output_that_is_named_twice_is_given_twice() -> None:
+    graph = Graph(2, 4, 4)
+    y = graph.add("Relu", graph.conv("x", 3, 2))
+    agree(graph, y, y)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 5, 70])
 def test_long_rows_of_nonzeros(rows: int) -> None:
     """More groups in a row than fit sixteen bits, were they not in blocks."""
