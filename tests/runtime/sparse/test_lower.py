@@ -293,7 +293,7 @@ def test_paddings_below_nothing_are_refused_wherever_they_are(op: str) -> None:
     y = graph.add("Tanh", "x")  # from here on all is left
     more = [graph.weight(6, 6, 2, 2)] if op == "Conv" else []
     graph.add(op, y, *more, kernel_shape=[2, 2], pads=[0, 0, 0, -1])
-    with pytest.raises(BackendError, match=r"padding of n1 .* is negative"):
+    with pytest.raises(BackendError, match="negative"):
         SparseEngine(graph.data())
 
 
