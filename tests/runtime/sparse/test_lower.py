@@ -98,6 +98,13 @@ TAKEN: dict[str, Build] = {
         "AveragePool", "x", kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"
     ),
     "mean": lambda g: g.add("GlobalAveragePool", "x"),
+    "largest": lambda g: g.add("GlobalMaxPool", "x"),
+    "largest by axes": lambda g: g.add(
+        "ReduceMax", "x", g.constant([2, 3], np.int64), keepdims=0
+    ),
+    "largest of a window on all": lambda g: g.add(
+        "MaxPool", "x", kernel_shape=list(g.shape[1:]), strides=[3, 2]
+    ),
     "mean, rows": lambda g: g.add(
         "ReduceMean", "x", g.constant([-1, -2], np.int64), keepdims=0
     ),
