@@ -80,10 +80,12 @@ class SparseEngine:
         )  # fmt: skip
         opened = open_model(model if isinstance(model, bytes) else os.fspath(model), options)
         self._parts, self._machine = opened.parts, opened.machine
-        self.inputs, self.optional, self.outputs = opened.inputs, opened.optional, opened.outputs
+        self.inputs, self.outputs = opened.inputs, opened.outputs
+        self.optional = frozenset(one.name for one in opened.optional)
         self.handed_over, self.layers = opened.handed_over, opened.layers
         self._constants = opened.constants
         self._required = {one.name for one in self.inputs}
+        self._optional = opened.optional
         # The caller's own array, or what the model keeps, is not given away.
         named = self._required | self.optional | set(self._constants)
         self._copied = named.intersection(self.outputs)
@@ -106,8 +108,8 @@ class SparseEngine:
             computes of an image overflows, all of it is NaN.
 
         Raises:
-            UsageError: the input has another type or shape, or holds NaN or infinity; or there
-                is no such input.
+            UsageError: an input has another type or shape, or one that must be fed holds NaN or
+                infinity; or there is no such input.
             BackendError: ONNX Runtime fails at its part, or the engine is closed.
         """
         if not isinstance(x, Mapping):
@@ -121,7 +123,7 @@ class SparseEngine:
         values = self.run_all(x)
         if len(self.outputs) == 1:
             return values[self.outputs[0]]
-        return list(values.values())
+        return [self._own(values[name], i) for i, name in enumerate(self.outputs)]
 
     def run_all(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As :meth:`run`, the outputs by name and in order."""
@@ -142,6 +144,10 @@ class SparseEngine:
         if self._machine is not None:
             self._machine.close()
 
+    def _own(self, value: Array, i: int) -> Array:
+        """One output; a graph may name the same twice."""
+        return np.array(value) if self.outputs[i] in self.outputs[:i] else value
+
     def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         values = dict(feeds)
         if values.keys() != self._required and not self._known(values):
@@ -152,6 +158,9 @@ class SparseEngine:
                 values[name] = np.asarray(x, order="C")
         for one in self.inputs:
             one.check(values[one.name])
+        for one in self._optional if len(values) > len(self._required) else ():
+            if one.name in values:
+                one.check(values[one.name])
         return values
 
     def _known(self, values: Mapping[str, Array]) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moon.runtime.sparse.division import Division, Foreign
     from moon.runtime.sparse.machine import Kernels, Machine
     from moon.runtime.sparse.memory import Guard
-    from moon.runtime.sparse.model import Model
+    from moon.runtime.sparse.model import Model, Value
     from moon.runtime.sparse.plan import Plan
 
 __all__ = ["Opened", "Options", "open_model", "verified_here"]
@@ -51,7 +51,7 @@ class Opened:
     Attributes:
         parts: in order.
         inputs: what must be fed.
-        optional: names of what may be fed.
+        optional: what may be fed.
         outputs: names, in the graph's order.
         handed_over: what ONNX Runtime runs, and why.
         layers: convolutions and linear layers that the engine runs, and those and the
@@ -62,7 +62,7 @@ class Opened:
 
     parts: Sequence[Kernels | Session]
     inputs: tuple[Input, ...]
-    optional: frozenset[str]
+    optional: tuple[Input, ...]
     outputs: tuple[str, ...]
     handed_over: str
     layers: tuple[int, int] = (0, 0)
@@ -162,17 +162,23 @@ def _divided(model: Model, options: Options) -> Opened:
     if left:
         options.warn(f"ONNX Runtime runs {left} of the convolutions; {division.first}")
     outputs = tuple(value.name for value in model.outputs)
-    shape = tuple(size if isinstance(size, int) else None for size in given.shape or ())
     return Opened(
         parts=parts,
-        inputs=(Input(given.name, given.dtype, shape),),
-        optional=model.optional,
+        inputs=(_input(given),),
+        optional=tuple(_input(value, optional=True) for value in model.feedable),
         outputs=outputs,
         handed_over=division.first,
         layers=(division.layers, division.layers + left),
         machine=machine,
         constants={name: model.constants[name] for name in outputs if name in model.constants},
     )
+
+
+def _input(value: Value, *, optional: bool = False) -> Input:
+    shape = value.shape
+    if shape is not None:
+        shape = tuple(size if isinstance(size, int) else None for size in shape)
+    return Input(value.name, value.dtype, shape, optional)
 
 
 def _check_input(model: Model) -> None:
@@ -189,8 +195,6 @@ def _check_input(model: Model) -> None:
 def _check_worth(division: Division, force: bool) -> None:
     from moon.runtime.sparse.worth import LITTLE, shortfall
 
-    if division.flaw:
-        raise _WholeError(division.flaw)
     if not division.native:
         refused = division.refused
         why = shortfall(refused) or LITTLE if refused.dense else division.first
@@ -216,13 +220,9 @@ def _sessions(model: Model, division: Division, options: Options) -> dict[int, S
 
 def _cut(model: Model, part: Foreign) -> bytes:
     from moon.runtime.sparse.cut import cut
-    from moon.runtime.sparse.model import Value
 
     read = {name for node in part.nodes for name in (*node.inputs, *node.captured)}
-    fed = [
-        Value(name, model.constants[name].dtype, model.constants[name].shape)
-        for name in sorted(model.optional & read)
-    ]
+    fed = [value for value in model.feedable if value.name in read]
     return cut(model, [*part.inputs, *fed], part.outputs, part.nodes)
 
 

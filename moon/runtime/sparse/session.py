@@ -26,7 +26,7 @@ class Session:
 
     Attributes:
         inputs: what must be fed.
-        optional: names of what may be fed.
+        optional: what may be fed.
         outputs: names of what it makes, in the file's order.
 
     Raises:
@@ -40,8 +40,8 @@ class Session:
         session = self._session()
         self.inputs = tuple(_input(one) for one in session.get_inputs())
         self._required = [one.name for one in self.inputs]
-        overridable = [one.name for one in session.get_overridable_initializers()]
-        self.optional = frozenset(overridable)
+        overridable = session.get_overridable_initializers()
+        self.optional = tuple(_input(one, optional=True) for one in overridable)
         self.outputs = [one.name for one in session.get_outputs()]
 
     def reset(self) -> None:
@@ -55,9 +55,7 @@ class Session:
     def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Its results, in the file's order."""
         feeds = {name: values[name] for name in self._required}
-        for name in self.optional:
-            if name in values:
-                feeds[name] = values[name]
+        feeds |= {one.name: values[one.name] for one in self.optional if one.name in values}
         try:
             found = (self._opened or self._session()).run(self.outputs, feeds)
         except Exception as error:  # its exceptions share no base class but Exception
@@ -71,7 +69,7 @@ class Session:
             return self._opened
 
 
-def _input(node: Any) -> Input:
+def _input(node: Any, *, optional: bool = False) -> Input:
     # An empty shape is that of a scalar, or of a tensor of any rank.
     shape = tuple(size if isinstance(size, int) else None for size in node.shape) or None
-    return Input(node.name, dtype_of(node.type), shape)
+    return Input(node.name, dtype_of(node.type), shape, optional)
