@@ -81,7 +81,7 @@ def test_a_model_with_its_score_head_decides_as_onnx_runtime(
         if expected.dtype.kind in "biu":
             assert np.array_equal(one, expected), name
         elif name.startswith("p_"):  # a share of the held-out images: one more or less is near
-            assert np.abs(one - expected).max() < 0.005, name
+            assert np.abs(one - expected).max() < 0.02, name
         else:
             np.testing.assert_allclose(one, expected, rtol=1e-3, atol=1e-4, err_msg=name)
     assert {"accept", "label", "p_vim", "score_rmds"} <= set(names)

@@ -20,6 +20,8 @@ from moon.runtime.sparse import isa, opening
 from .graphs import Graph, reference
 from .test_division import middle
 
+pytestmark = pytest.mark.usefixtures("small_pays")
+
 
 def wide(density: float = 0.4, *, batch: int | str = "N") -> Graph:
     """One convolution of a million multiply-adds and more."""
@@ -141,7 +143,7 @@ def test_weights_that_are_not_finite(bad: float, force: bool) -> None:
     y = graph.add("Conv", "x", graph.constant(weight), pads=[1] * 4)
     graph.add("Relu", y)
     engine = SparseEngine(graph.data(), force=force)
-    assert engine.handed_over == "the whole model: n0 (Conv) has weights that are NaN or infinite"
+    assert engine.handed_over == "the whole model: n0 (Conv): a weight is NaN or infinite"
     assert not np.isfinite(engine.run(graph.images())).all()
 
 
