@@ -21,7 +21,7 @@ class SparseBackend:
     Args:
         model: the ONNX file.
         threads: threads for one inference; 0 for as many cores as this process may use.
-        spin: let idle threads spin, where ONNX Runtime runs the whole model.
+        spin: let idle threads spin between runs, where ONNX Runtime runs the whole model.
         precision: what the graph computes in, for :meth:`info`.
         warn: told, in a line, of what may make it slower than expected.
 
@@ -37,7 +37,7 @@ class SparseBackend:
         model: bytes,
         *,
         threads: int = 1,
-        spin: bool = True,
+        spin: bool = False,
         precision: str = "fp32",
         warn: Callable[[str], None],
     ) -> None:

@@ -225,7 +225,7 @@ class _Dividing:
         return lowered
 
     def _value(self, name: str, tensor: Tensor) -> Value:
-        """With its shape: by it ONNX Runtime checks a part before it runs, and not while it does."""
+        """With its shape: by it ONNX Runtime checks a part before it runs, not while it does."""
         shape = self._input.shape or (None,)
         if isinstance(tensor, Rows):
             return Value(name, _FLOAT, (shape[0], tensor.features))

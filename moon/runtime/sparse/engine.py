@@ -42,8 +42,8 @@ class SparseEngine:
         isa: instruction set, "native" for the best there is.
         force: let the engine run all it can, worth it or not, and on any system.
         plans: how convolutions are done, by the tensors they make, instead of what is chosen.
-        spin: let idle threads of ONNX Runtime spin, where it runs the whole model. Other threads
-            sleep between runs.
+        spin: let idle threads of ONNX Runtime spin between runs, where it runs the whole model.
+            Other threads always sleep then.
         warn: told, in a line, of what may make it slower than expected.
         guard: for finding errors, see :class:`moon.runtime.sparse.memory.Space`.
 
@@ -69,7 +69,7 @@ class SparseEngine:
         isa: str = "native",
         force: bool = False,
         plans: Mapping[str, Plan] | None = None,
-        spin: bool = True,
+        spin: bool = False,
         warn: Callable[[str], None] = _silent,
         guard: Guard | None = None,
     ) -> None:

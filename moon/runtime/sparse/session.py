@@ -9,8 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from moon.errors import BackendError
-from moon.runtime.onnxruntime import open_session
+from moon.runtime.onnxruntime import open_session, run_session
 from moon.runtime.sparse.input import Input, dtype_of
 
 __all__ = ["Session"]
@@ -22,7 +21,7 @@ class Session:
     Args:
         model: an ONNX file, or its path where values may lie in others beside it.
         threads: for one inference; 0 for all cores.
-        spin: let idle threads spin.
+        spin: let idle threads spin between runs.
 
     Attributes:
         inputs: what must be fed.
@@ -56,11 +55,7 @@ class Session:
         """Its results, in the file's order."""
         feeds = {name: values[name] for name in self._required}
         feeds |= {one.name: values[one.name] for one in self.optional if one.name in values}
-        try:
-            found = (self._opened or self._session()).run(self.outputs, feeds)
-        except Exception as error:  # its exceptions share no base class but Exception
-            raise BackendError(f"ONNX Runtime failed: {error}") from error
-        return dict(zip(self.outputs, found, strict=True))
+        return run_session(self._opened or self._session(), self.outputs, feeds)
 
     def _session(self) -> Any:
         with self._lock:

@@ -6,13 +6,15 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from moon.errors import BackendError
+from moon.runtime import SparseEngine
 
-from .graphs import engaged
+from .graphs import Graph, engaged, opened
 from .scripts import network, script, started
 
 
@@ -77,9 +79,24 @@ def test_one_closes_while_others_run() -> None:
     assert wait_until_no_threads()
 
 
-def test_between_calls_nothing_is_computed() -> None:
-    data, x = network()
-    engine = engaged(data, threads=3)
+def _parts() -> SparseEngine:
+    """Some of it ONNX Runtime's."""
+    graph = Graph(3, 12, 16)
+    graph.conv(graph.add("Erf", graph.conv("x", 8, 3)), 8, 8)
+    engine = opened(graph.data(), threads=3)
+    assert engine.layers == (2, 2) and "Erf" in engine.handed_over
+    return engine
+
+
+def _whole() -> SparseEngine:
+    engine = SparseEngine(network()[0], threads=3)
+    assert engine.isa == ""
+    return engine
+
+
+@pytest.mark.parametrize("make", [lambda: engaged(network()[0], threads=3), _parts, _whole])
+def test_between_calls_nothing_is_computed(make: Callable[[], SparseEngine]) -> None:
+    engine, x = make(), np.concatenate([network()[1]] * 8)
     for _ in range(3):
         engine.run(x)
         time.sleep(0.05)
