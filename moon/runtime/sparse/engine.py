@@ -110,7 +110,8 @@ class SparseEngine:
         Raises:
             UsageError: an input has another type or shape, or one that must be fed holds NaN or
                 infinity; or there is no such input.
-            BackendError: ONNX Runtime fails at its part, or the engine is closed.
+            BackendError: ONNX Runtime fails at its part, there is no memory for the batch, or the
+                engine is closed.
         """
         if not isinstance(x, Mapping):
             if len(self.inputs) != 1:
@@ -130,6 +131,21 @@ class SparseEngine:
         if self._closed:
             raise BackendError("the engine is closed", remedy="Open the model again")
         values = self._checked(feeds)
+        try:
+            return self._computed(values)
+        except MemoryError as error:
+            raise BackendError(
+                "there is not enough memory for so many images",
+                remedy="Run fewer at a time, or on a larger machine",
+            ) from error
+
+    def close(self) -> None:
+        """End the threads. There is no run after that."""
+        self._closed = True
+        if self._machine is not None:
+            self._machine.close()
+
+    def _computed(self, values: dict[str, Array]) -> dict[str, Array]:
         if self._machine is None:  # ONNX Runtime makes all of it, in order
             return self._parts[0].run(values)
         for part in self._parts:
@@ -137,12 +153,6 @@ class SparseEngine:
         for name in self._copied:
             values[name] = np.array(values.get(name, self._constants.get(name)))
         return {name: values[name] for name in self.outputs}
-
-    def close(self) -> None:
-        """End the threads. There is no run after that."""
-        self._closed = True
-        if self._machine is not None:
-            self._machine.close()
 
     def _own(self, value: Array, i: int) -> Array:
         """One output; a graph may name the same twice."""

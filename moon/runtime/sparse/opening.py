@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -100,6 +101,8 @@ def open_model(source: Source, options: Options) -> Opened:
         return _divided(model, options)
     except _WholeError as why:
         reason = str(why)
+    except MemoryError:
+        reason = "there is too little memory for the engine's tables"
     try:
         return _whole(source, reason, options)
     except BackendError as refused:
@@ -148,16 +151,13 @@ def _divided(model: Model, options: Options) -> Opened:
     foreign = _sessions(model, division, options)
     machine = Machine(options.threads, options.isa, options.guard, options.plans)
     (given,) = model.inputs
-    try:
+    with _closed_unless_done(machine):
         parts = [
             Kernels(part, machine, trusted=part.source == given.name)
             if isinstance(part, Native)
             else foreign[i]
             for i, part in enumerate(division.parts)
         ]
-    except ValueError as error:  # larger than the kernels' tables can say
-        machine.close()
-        raise _WholeError(f"it is too large for the engine: {error}") from error
     left = division.convolutions_left
     if left:
         options.warn(f"ONNX Runtime runs {left} of the convolutions; {division.first}")
@@ -172,6 +172,22 @@ def _divided(model: Model, options: Options) -> Opened:
         machine=machine,
         constants={name: model.constants[name] for name in outputs if name in model.constants},
     )
+
+
+@contextmanager
+def _closed_unless_done(machine: Machine) -> Iterator[None]:
+    """What goes wrong in preparing the kernels: ONNX Runtime has none of it."""
+    try:
+        yield
+    except ValueError as error:  # larger than the kernels' tables can say
+        machine.close()
+        raise _WholeError(f"it is too large for the engine: {error}") from error
+    except BackendError as error:  # no memory for it
+        machine.close()
+        raise _WholeError(error.cause) from error
+    except BaseException:
+        machine.close()
+        raise
 
 
 def _input(value: Value, *, optional: bool = False) -> Input:
