@@ -102,9 +102,15 @@ def open_backend(
         return OnnxRuntime(data, threads=threads, spin=spin, precision=precision)
     if name == "sparse":
         from moon.runtime.sparse.backend import SparseBackend
+        from moon.runtime.sparse.stored import find
 
         data, precision = _model(model)
-        return SparseBackend(data, threads=threads, spin=spin, precision=precision, warn=warn)
+        tuning, passed_over = (None, "") if isinstance(model, bytes) else find(model, data)
+        if passed_over:
+            warn(passed_over)
+        return SparseBackend(
+            data, threads=threads, spin=spin, precision=precision, warn=warn, tuning=tuning
+        )
     if name == "fake":
         from moon.runtime.fake import FakeBackend
 

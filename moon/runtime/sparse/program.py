@@ -44,6 +44,7 @@ class Program:
     Attributes:
         convolutions: by what they make, each with its geometry.
         operations: what the driver calls, in order.
+        steps: as they are run, each with the number of its operations.
         nbytes: of activations, scratch memory and encoded convolutions.
     """
 
@@ -70,10 +71,17 @@ class Program:
         self._site = Site(self._tensors, self._arena, self._space)
         self._take_scratch()
         self.operations: list[Operation] = []
+        self.steps: list[tuple[st.Step, int]] = []
         for step in prepared:
-            self.operations += self._calls(step)
+            calls = self._calls(step)
+            self.operations += calls
+            self.steps.append((step, len(calls)))
         streams = sum(c.nbytes for c, _ in self.convolutions.values())
         self.nbytes = self._arena.nbytes + self._scratch.nbytes + streams
+
+    def tensor(self, name: str) -> st.Tensor:
+        """The shape of what a step reads or makes."""
+        return self._tensors[name]
 
     def result(self, name: str) -> NDArray[np.float32]:
         """A tensor as ONNX has it: [images, channels, height, width] or [images, features].
@@ -168,8 +176,17 @@ class Program:
     def _prepared(self, step: st.Conv, geometry: Geometry) -> Convolution:
         weights = ConvWeights(step.weight, step.groups)
         plan = self._plans.get(step.target)
-        if plan is None or not sound(geometry, plan):
-            plan = choose(geometry, weights.summary(geometry), self._costs)
+        if plan is not None and sound(geometry, plan):
+            try:
+                return self._with(step, weights, geometry, plan)
+            except ValueError:  # its columns lie too far apart
+                pass
+        plan = choose(geometry, weights.summary(geometry), self._costs)
+        return self._with(step, weights, geometry, plan)
+
+    def _with(
+        self, step: st.Conv, weights: ConvWeights, geometry: Geometry, plan: Plan
+    ) -> Convolution:
         tiles = -(-written(geometry, plan.reading).vectors // plan.tile)
         shared = self._threads > 1 and (tiles < 4 * self._threads and tiles % self._threads)
         parts = self._threads if shared else 1
