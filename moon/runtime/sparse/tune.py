@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.jit import fingerprint
 from moon.runtime.sparse.kernels import SOURCES
 from moon.runtime.sparse.plan import Plan
+from moon.runtime.sparse.sample import sample
 from moon.runtime.sparse.search import Search
 from moon.runtime.sparse.session import Session
 from moon.runtime.sparse.steps import Conv
@@ -32,7 +32,7 @@ from moon.runtime.sparse.timing import groups
 from moon.runtime.sparse.trial import Stage, by_turns
 from moon.runtime.sparse.tuning import Measured, Target, Tuned, Tuning, Verdict
 
-__all__ = ["BUDGET_S", "sample", "tune"]
+__all__ = ["BUDGET_S", "tune"]
 
 BUDGET_S = 30.0
 # Shares of the time until the search and the choice end.
@@ -111,26 +111,6 @@ def tune(
         engine.close()
     target = Target(jit.cpu, jit.isa, fingerprint(*SOURCES), model_hash(model))
     return Tuning(target=target, moon=__version__, batches={stage.images: tuned})
-
-
-def sample(engine: SparseEngine, batch: int) -> dict[str, NDArray[Any]]:
-    """Random images for an engine.
-
-    Raises:
-        UsageError: the model takes no images alone, or another number of them.
-    """
-    if batch < 1 or len(engine.inputs) != 1:
-        raise UsageError(f"{batch} images for a model with {len(engine.inputs)} inputs")
-    (one,) = engine.inputs
-    if one.shape is None or one.dtype is None or not all(one.shape[1:]):
-        raise UsageError(f"the sizes of the input {one.name} are not fixed: {one}")
-    rng, shape = np.random.default_rng(0), (batch, *(size or 1 for size in one.shape[1:]))
-    if one.dtype.kind in "ui":
-        x = rng.integers(0, 127, shape).astype(one.dtype)
-    else:
-        x = rng.normal(size=shape).astype(one.dtype)
-    one.check(x)
-    return {one.name: x}
 
 
 def _searches(stage: Stage, engine: SparseEngine) -> dict[str, Search]:
@@ -247,8 +227,8 @@ def _verdict(
         sides.append(lambda: whole)
     clock.tell("comparing whole runs")
     times = [side["all"] for side in by_turns(sides, clock.until(1.0), _FEWEST_TURNS)]
-    if plans != default and np.median(times[1] / times[0]) >= 1:
-        # Each layer was faster, and all together are not: what they do to each other's caches.
+    if plans == default or np.median(times[1] / times[0]) >= 1:
+        # Layers that are faster each can be slower together: what they do to each other's caches.
         plans, times[1] = default, times[0]
         layers = {name: (before, before) for name, (before, _) in layers.items()}
     verdict: Verdict = "sparse"
