@@ -17,8 +17,8 @@ _RUNS = 50
 _SUMS = {
     "convolutions": "convolutions",
     "linear": "linear layers",
-    "frames": "frames before and after them",
     "other": "other layers",
+    "frames": "frames before and after",
     "onnxruntime": "ONNX Runtime",
     "between": "handing over, copies and checks",
 }

@@ -78,5 +78,7 @@ def show_tuning(console: Console, result: dict[str, Any]) -> None:
             f"ONNX Runtime takes {milliseconds(other)}: --backend sparse hands it the whole model"
         )
     else:
-        console.print(f"ONNX Runtime takes {milliseconds(other)}, {figure(other / after)} times as long")
+        console.print(
+            f"ONNX Runtime takes {milliseconds(other)}, {figure(other / after)} times as long"
+        )
     console.print(f"[green]written[/]: {escape(result['bundle'])}/{result['file']}")

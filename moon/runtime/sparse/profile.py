@@ -71,10 +71,10 @@ class Profile:
         limit_gmacs: of one core, with operands from the first cache; None as above.
         layers: in order.
         handed_over: what ONNX Runtime runs, or the first node of it, and why.
-        times: microseconds of a run, medians: ``convolutions`` and ``linear`` with nothing around
-            them, ``frames``, ``other`` layers, ``onnxruntime``, and ``between``: handing numbers
-            in, out and around; ``total``, their sum; and ``run``, of whole runs, which is more
-            where other processes came between.
+        times: microseconds of a run, medians: ``convolutions``, ``linear`` and ``other`` layers,
+            with nothing around them; ``frames``, all that is around them; ``onnxruntime``;
+            ``between``: handing numbers in, out and around; ``total``, their sum; and ``run``, of
+            whole runs, which is more where other processes came between.
     """
 
     images: int
@@ -169,7 +169,7 @@ def _times(
         "convolutions": own(["conv"]),
         "linear": own(["linear"]),
         "frames": sum(one.around_us for one in layers),
-        "other": sum(one.us for one in layers if one.kind not in weighted),
+        "other": sum(one.us - one.around_us for one in layers if one.kind not in weighted),
         "onnxruntime": median([foreign for _, foreign, _ in every]),
         "between": median(rest),
     }

@@ -18,7 +18,7 @@ __all__ = ["Search"]
 # Plans tried, and how much dearer than the cheapest one they may be by the model.
 _MOST, _DEAREST = 40, 3.0
 # A plan is tried while it is expected to be no slower than this, beside the best so far.
-_HOPE = 1.2
+_HOPE = 1.5
 # Families without a time are thought a little better than the model says.
 _OPTIMISM = 0.9
 # Brothers do not all try the same plan in one round.
@@ -49,6 +49,8 @@ class Search:
         self._costs.setdefault(default, listed[0][0])
         near = [plan for cost, plan in listed if cost <= _DEAREST * listed[0][0]]
         self._plans = near[: 4 * _MOST]
+        self._keys = {plan: self._key(plan) for plan in self._costs}
+        self._families = {plan: replace(plan, block=0) for plan in self._costs}
         self.times: dict[Plan, float] = {}
         self.siblings: Sequence[Search] = ()
 
@@ -77,7 +79,7 @@ class Search:
             return None
         others = {self._key(plan) for plan in taken}
         found = {
-            plan: self._expected(plan) * (_TAKEN if self._key(plan) in others else 1.0)
+            plan: self._expected(plan) * (_TAKEN if self._keys[plan] in others else 1.0)
             for plan in left
         }
         plan = min(left, key=lambda one: (found[one], self._costs[one], str(one)))
@@ -90,16 +92,16 @@ class Search:
 
     def _expected(self, plan: Plan) -> float:
         """What a plan takes, as a share of the default's time."""
-        key, family = self._key(plan), replace(plan, block=0)
+        key, family = self._keys[plan], self._families[plan]
         same, near = [], []
         for search in (self, *self.siblings):
             base = search.times.get(search.default)
             if base is None:
                 continue
             for tried, seconds in search.times.items():
-                if search._key(tried) == key:
+                if search._keys[tried] == key:
                     same.append(seconds / base)
-                elif replace(tried, block=0) == family:
+                elif search._families[tried] == family:
                     dearer = self._costs[plan] / search._costs[tried]
                     near.append(seconds / base * dearer)
         if same:
