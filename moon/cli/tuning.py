@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from moon.cli.text import figure, grid, milliseconds, percent
+from moon.cli.text import figure, grid, milliseconds
 
 
 def tune_bundle(
@@ -68,7 +68,7 @@ def show_tuning(console: Console, result: dict[str, Any]) -> None:
     before, after = measured["default_ms"], measured["tuned_ms"]
     console.print(
         f"{milliseconds(before)} before, {milliseconds(after)} after"
-        f" ({percent(after / before - 1)}), images: {result['batch']}, threads: {result['threads']}"
+        f" ({after / before - 1:+.1%}), images: {result['batch']}, threads: {result['threads']}"
     )
     other = measured["onnxruntime_ms"]
     if other is None:

@@ -11,8 +11,7 @@ import pytest
 from moon.bundle import Bundle
 from moon.runtime.sparse import worth
 from tests.cli.conftest import Moon
-
-from ..runtime.sparse.graphs import Graph
+from tests.runtime.sparse.graphs import Graph
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from moon.runtime.sparse.cache import Cache
 from moon.runtime.sparse.division import MOST_BYTES, Native
 from moon.runtime.sparse.input import finite
 from moon.runtime.sparse.jit import Jit, fingerprint
+from moon.runtime.sparse.kept import Kept
 from moon.runtime.sparse.kernels import SOURCES
 from moon.runtime.sparse.kernels_driver import DRIVER, OPERATION
 from moon.runtime.sparse.layout import Planes
@@ -164,9 +165,9 @@ class Kernels:
         """Those that are ready, by the number of images."""
         return {images: ready.program for images, ready in self._ready.items()}
 
-    def prepare(self, images: int, plans: Mapping[str, Plan]) -> _Ready:
+    def prepare(self, images: int, plans: Mapping[str, Plan], kept: Kept) -> _Ready:
         """A program of other plans, for :meth:`use`."""
-        return self._prepare(images, plans)
+        return self._prepare(images, plans, kept)
 
     def use(self, images: int, ready: _Ready) -> None:
         """Run this program from now on, for so many images."""
@@ -188,7 +189,9 @@ class Kernels:
         view = ready.views.get(name)
         return np.array(ready.program.result(name) if view is None else view, order="C")
 
-    def _prepare(self, images: int, plans: Mapping[str, Plan] | None = None) -> _Ready:
+    def _prepare(
+        self, images: int, plans: Mapping[str, Plan] | None = None, kept: Kept | None = None
+    ) -> _Ready:
         machine, lowered = self._machine, self._part.lower(images)
         program = Program(
             lowered.steps,
@@ -199,6 +202,7 @@ class Kernels:
             machine.threads,
             machine.plans(images) if plans is None else plans,
             machine.space,
+            kept,
         )
         found = machine.jit.addresses({one.kernel: one.build for one in program.operations})
         rows = [

@@ -14,6 +14,7 @@ from moon.runtime.sparse.conv_weights import ConvWeights
 from moon.runtime.sparse.convolution import Convolution, Places
 from moon.runtime.sparse.frame import Frame, frame_of
 from moon.runtime.sparse.geometry import Geometry
+from moon.runtime.sparse.kept import Kept
 from moon.runtime.sparse.kernels_conv import ConvKernel, build_conv
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Arena, Life, Reach, Space
@@ -40,6 +41,7 @@ class Program:
         plans: by what convolutions make, plans to use instead of those chosen; one that does not
             fit is passed over.
         space: gives its memory.
+        kept: of other programs of the same steps; what is made is kept there, too.
 
     Attributes:
         convolutions: by what they make, each with its geometry.
@@ -58,7 +60,9 @@ class Program:
         threads: int,
         plans: Mapping[str, Plan] | None = None,
         space: Space | None = None,
+        kept: Kept | None = None,
     ) -> None:
+        self._kept = kept
         self._tensors, self._source = dict(tensors), source
         self._costs, self._threads, self._plans = costs, threads, dict(plans or {})
         self._space = space or Space()
@@ -174,7 +178,9 @@ class Program:
         return tensor
 
     def _prepared(self, step: st.Conv, geometry: Geometry) -> Convolution:
-        weights = ConvWeights(step.weight, step.groups)
+        weights = None if self._kept is None else self._kept.weights.get(step.target)
+        if weights is None:
+            weights = ConvWeights(step.weight, step.groups)
         plan = self._plans.get(step.target)
         if plan is not None and sound(geometry, plan):
             try:
@@ -187,10 +193,12 @@ class Program:
     def _with(
         self, step: st.Conv, weights: ConvWeights, geometry: Geometry, plan: Plan
     ) -> Convolution:
+        if self._kept is not None and (found := self._kept.convolutions.get((step.target, plan))):
+            return found
         tiles = -(-written(geometry, plan.reading).vectors // plan.tile)
         shared = self._threads > 1 and (tiles < 4 * self._threads and tiles % self._threads)
         parts = self._threads if shared else 1
-        return Convolution(
+        made = Convolution(
             weights,
             step.bias,
             geometry,
@@ -199,6 +207,10 @@ class Program:
             permute=self._costs.permute,
             space=self._space,
         )
+        if self._kept is not None:  # by itself it would hold the weights twice
+            self._kept.weights[step.target] = weights
+            self._kept.convolutions[step.target, plan] = made
+        return made
 
     def _lives(self, steps: Sequence[st.Step], results: Sequence[str]) -> dict[str, Life]:
         first = {self._source: -1}

@@ -59,10 +59,11 @@ class Search:
         """The fastest so far."""
         return min(self.times, key=self.times.__getitem__) if self.times else self.default
 
-    def second(self) -> Plan:
-        """The fastest but one, the fastest where there is none."""
+    @property
+    def finalists(self) -> tuple[Plan, Plan, Plan]:
+        """The default, the fastest, and the fastest but one, or the fastest once more."""
         ranked = sorted(self.times, key=self.times.__getitem__)
-        return ranked[1] if len(ranked) > 1 else self.best
+        return self.default, self.best, ranked[1] if len(ranked) > 1 else self.best
 
     def note(self, plan: Plan, seconds: float) -> None:
         """What a plan took."""
@@ -78,34 +79,36 @@ class Search:
         if not left or len(self.times) >= _MOST or self.default not in self.times:
             return None
         others = {self._key(plan) for plan in taken}
-        found = {
-            plan: self._expected(plan) * (_TAKEN if self._keys[plan] in others else 1.0)
-            for plan in left
-        }
-        plan = min(left, key=lambda one: (found[one], self._costs[one], str(one)))
+        expected = self._expected(left)
+        for plan in left:
+            if self._keys[plan] in others:
+                expected[plan] *= _TAKEN
+        plan = min(left, key=lambda one: (expected[one], self._costs[one], str(one)))
         hope = _HOPE * self.times[self.best] / self.times[self.default]
-        return plan if found[plan] <= hope else None
+        return plan if expected[plan] <= hope else None
 
     def _key(self, plan: Plan) -> Plan:
         """The same for layers with a few more or fewer columns, where all are in one block."""
         return replace(plan, block=0) if plan.block >= self._columns else plan
 
-    def _expected(self, plan: Plan) -> float:
-        """What a plan takes, as a share of the default's time."""
-        key, family = self._keys[plan], self._families[plan]
-        same, near = [], []
+    def _expected(self, plans: Sequence[Plan]) -> dict[Plan, float]:
+        """What plans take, as shares of the default's time."""
+        same: dict[Plan, list[float]] = {}
+        # By family, shares of the default's time for a cycle of the model.
+        rates: dict[Plan, float] = {}
         for search in (self, *self.siblings):
             base = search.times.get(search.default)
             if base is None:
                 continue
             for tried, seconds in search.times.items():
-                if search._keys[tried] == key:
-                    same.append(seconds / base)
-                elif search._families[tried] == family:
-                    dearer = self._costs[plan] / search._costs[tried]
-                    near.append(seconds / base * dearer)
-        if same:
-            return sum(same) / len(same)
-        if near:
-            return min(near)
-        return _OPTIMISM * self._costs[plan] / self._costs[self.default]
+                same.setdefault(search._keys[tried], []).append(seconds / base)
+                rate, family = seconds / base / search._costs[tried], search._families[tried]
+                rates[family] = min(rate, rates.get(family, rate))
+        unknown = _OPTIMISM / self._costs[self.default]
+        found = {}
+        for plan in plans:
+            if times := same.get(self._keys[plan]):
+                found[plan] = sum(times) / len(times)
+            else:
+                found[plan] = self._costs[plan] * rates.get(self._families[plan], unknown)
+        return found

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.runtime.sparse.engine import SparseEngine
+from moon.runtime.sparse.kept import Kept
 from moon.runtime.sparse.machine import Kernels
 from moon.runtime.sparse.plan import Plan
 from moon.runtime.sparse.program import Program
@@ -22,6 +23,8 @@ Array = NDArray[Any]
 
 # Runs of a turn that are not counted, as they find the caches of another program; and that are.
 _SETTLE, _COUNTED = 1, 3
+# Turns after which more would tell little.
+_MOST = 100
 
 
 class Stage:
@@ -35,6 +38,7 @@ class Stage:
         engine: as given.
         images: in a run of a program.
         programs: of the parts, with the plans they had first.
+        kept: convolutions that are ready.
     """
 
     def __init__(self, engine: SparseEngine, feeds: Mapping[str, Array]) -> None:
@@ -51,12 +55,13 @@ class Stage:
             for part in parts
         ]
         self.images = sizes[0]
+        self.kept = Kept()
         self._parts = [part for part, size in zip(parts, sizes, strict=True) if size == sizes[0]]
         self.programs: list[Program] = [part.programs[self.images] for part in self._parts]
 
     def prepared(self, plans: Plans) -> Callable[[], None]:
         """Programs of these plans; the result puts them in use."""
-        ready = [(part, part.prepare(self.images, plans)) for part in self._parts]
+        ready = [(part, part.prepare(self.images, plans, self.kept)) for part in self._parts]
 
         def use() -> None:
             for part, one in ready:
@@ -85,13 +90,13 @@ def by_turns(
     Args:
         sides: each makes itself ready and returns a run, which gives seconds by name.
         until: on the clock of ``time.perf_counter``.
-        fewest: rounds, whatever the clock says.
+        fewest: rounds, whatever the clock says; there are a hundred at most.
 
     Returns:
         For each side the least of each turn by name, [rounds].
     """
     turns: list[list[dict[str, float]]] = [[] for _ in sides]
-    while len(turns[0]) < fewest or time.perf_counter() < until:
+    while len(turns[0]) < (_MOST if time.perf_counter() < until else fewest):
         order = range(len(sides))
         for i in order if len(turns[0]) % 2 == 0 else reversed(order):
             run = sides[i]()

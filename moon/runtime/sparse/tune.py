@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,8 @@ def _search(stage: Stage, searches: Mapping[str, Search], clock: _Clock) -> None
         for name, seconds in _least(stage).items():
             if name in searches:
                 searches[name].note(plans[name], seconds)
+        wanted = [(n, plan) for n, one in searches.items() for plan in one.finalists]
+        stage.kept.only(wanted)
         clock.tell("trying plans")
         if time.perf_counter() >= clock.until(_SEARCH):
             return
@@ -166,11 +168,7 @@ def _choice(
     stage: Stage, searches: Mapping[str, Search], clock: _Clock
 ) -> tuple[dict[str, Plan], dict[str, tuple[float, float]]]:
     """The plans to keep; of each layer microseconds with its default and with what is kept."""
-    sets = [
-        {name: one.default for name, one in searches.items()},
-        {name: one.best for name, one in searches.items()},
-        {name: one.second() for name, one in searches.items()},
-    ]
+    sets = [{name: one.finalists[i] for name, one in searches.items()} for i in range(3)]
     uses = [stage.prepared(plans) for plans in sets]
     clock.tell("comparing")
     found = by_turns([_side(use, stage.run) for use in uses], clock.until(_CHOICE), _FEWEST_TURNS)
@@ -216,37 +214,49 @@ def _verdict(
     clock: _Clock,
     whole: Callable[[], dict[str, float]] | None,
 ) -> Tuned:
-    """Whole runs by turns: the default, what was found, and ONNX Runtime."""
+    """Whether all plans together are better than the defaults, and ONNX Runtime than both."""
     default = {name: one.default for name, one in searches.items()}
-
-    def run() -> dict[str, float]:
-        return {"all": stage.seconds()}
-
-    sides = [_side(stage.prepared(default), run), _side(stage.prepared(plans), run)]
-    if whole is not None:
-        sides.append(lambda: whole)
-    clock.tell("comparing whole runs")
-    times = [side["all"] for side in by_turns(sides, clock.until(1.0), _FEWEST_TURNS)]
-    if plans == default or np.median(times[1] / times[0]) >= 1:
+    times = _whole_runs(stage, [default, plans], clock, whole)
+    ratio = float(np.median(times[1] / times[0]))
+    if plans == default or ratio >= 1:
         # Layers that are faster each can be slower together: what they do to each other's caches.
-        plans, times[1] = default, times[0]
+        plans, times[1], ratio = default, times[0], 1.0
         layers = {name: (before, before) for name, (before, _) in layers.items()}
     verdict: Verdict = "sparse"
     if whole is not None and clearly(times[2], times[1]):
         verdict = "onnxruntime"
     milliseconds = [float(np.median(one)) * 1e3 for one in times]
-    clock.tell("comparing whole runs")
     return Tuned(
         threads=stage.engine.threads,
         plans={name: plan.to_json() for name, plan in plans.items()},
         verdict=verdict,
         measured=Measured(
             default_ms=milliseconds[0],
-            tuned_ms=milliseconds[1],
+            tuned_ms=milliseconds[0] * ratio,
             onnxruntime_ms=milliseconds[2] if whole is not None else None,
             layers=layers,
         ),
     )
+
+
+def _whole_runs(
+    stage: Stage,
+    sets: Sequence[Mapping[str, Plan]],
+    clock: _Clock,
+    whole: Callable[[], dict[str, float]] | None,
+) -> list[NDArray[np.float64]]:
+    """Seconds of whole runs by turns: with sets of plans, and by ONNX Runtime; [turns] each."""
+
+    def run() -> dict[str, float]:
+        return {"all": stage.seconds()}
+
+    clock.tell("comparing whole runs")
+    sides = [_side(stage.prepared(plans), run) for plans in sets]
+    if whole is not None:
+        sides.append(lambda: whole)
+    found = by_turns(sides, clock.until(1.0), _FEWEST_TURNS)
+    clock.tell("comparing whole runs")
+    return [side["all"] for side in found]
 
 
 def _side(

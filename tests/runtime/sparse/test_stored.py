@@ -195,7 +195,7 @@ def test_half_a_change_is_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(f"moon.files.{where}", fail)
-    with pytest.raises(MoonError, match="could not write .*: No space left"):
+    with pytest.raises(MoonError, match=r"could not write .*: No space left"):
         store(bundle, found)
     monkeypatch.undo()
     assert snapshot(bundle.path) == before
