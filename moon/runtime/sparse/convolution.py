@@ -16,7 +16,7 @@ from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.ir import VECTOR_BYTES
 from moon.runtime.sparse.kernels_conv import BLOCK, CONV, PART, ConvKernel
 from moon.runtime.sparse.memory import Reach, Space
-from moon.runtime.sparse.plan import EXACT_FROM, Plan, copied_vectors, sound, written
+from moon.runtime.sparse.plan import EXACT_FROM, Plan, copied_vectors, cut, sound, written
 from moon.runtime.sparse.taps import tap_tables
 
 __all__ = ["Call", "Convolution", "Places"]
@@ -133,14 +133,11 @@ class Convolution:
             places: where they read and write.
             low, high: outputs are clamped to these.
         """
-        vectors, tile = self.written.vectors, self.plan.tile
-        rest = vectors % tile
-        calls = []
-        for size, first, count in ((tile, 0, vectors // tile), (rest, vectors - rest, 1)):
-            if size and count:
-                record = self._record(places, first, count, low, high)
-                kernel = ConvKernel(size, self.plan.together, self.plan.reading, self._permute)
-                calls.append(Call(kernel=kernel, record=record))
+        calls, plan = [], self.plan
+        for size, tail, first, count in cut(self.written, plan):
+            record = self._record(places, first, count, low, high)
+            kernel = ConvKernel(size, plan.together, plan.reading, tail, self._permute)
+            calls.append(Call(kernel=kernel, record=record))
         return calls
 
     def _record(self, places: Places, first: int, tiles: int, low: float, high: float) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -37,15 +38,16 @@ def exponential(k: Fn, vector: Any) -> Any:
     return k.where(known, scaled, vector)
 
 
-def total(k: Fn, vector: Any) -> Any:
-    """The sum of sixteen lanes, always in the same order."""
+def total(k: Fn, vector: Any, joined: Callable[[Any, Any], Any] | None = None) -> Any:
+    """The sum of sixteen lanes, or what two vectors are joined by; always in the same order."""
+    joined = joined or k.b.fadd
     width = LANES
     while width > 1:
         width //= 2
         lanes = [i + width if i < width else i for i in range(LANES)]
         undefined = ir.Constant(VEC, ir.Undefined)
         other = k.b.shuffle_vector(vector, undefined, ir.Constant(INTS, lanes))
-        vector = k.b.fadd(vector, other)
+        vector = joined(vector, other)
     return k.b.extract_element(vector, ir.Constant(I32, 0))
 
 

@@ -8,10 +8,10 @@ from llvmlite import ir
 
 from moon.runtime.sparse.kernels_linear import build_linear, build_sparse_linear
 from moon.runtime.sparse.kernels_planes import (
-    build_average,
     build_copy,
     build_frame,
     build_pool,
+    build_reduce,
     build_spread,
     build_unframe,
 )
@@ -29,7 +29,8 @@ PLANE_KERNELS: Mapping[str, Callable[[ir.Module, str], None]] = {
     "unframe_add": build_unframe,
     "pool_max": build_pool,
     "pool_average": build_pool,
-    "average": build_average,
+    "reduce_average": build_reduce,
+    "reduce_max": build_reduce,
     "spread": build_spread,
     "linear": build_linear,
     "sparse_linear": build_sparse_linear,

@@ -6,6 +6,7 @@ Each is ``name``(record, thread, threads) and does its contiguous share of the w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -16,8 +17,8 @@ from moon.runtime.sparse.ir_math import total
 from moon.runtime.sparse.kernel import Kernel
 
 __all__ = [
-    "AVERAGE", "COPY", "FRAME", "POOL", "SPREAD", "UNFRAME", "build_average", "build_copy",
-    "build_frame", "build_pool", "build_spread", "build_unframe",
+    "COPY", "FRAME", "POOL", "REDUCE", "SPREAD", "UNFRAME", "build_copy", "build_frame",
+    "build_pool", "build_reduce", "build_spread", "build_unframe",
 ]  # fmt: skip
 
 # Lines of floats: target[i outer][j inner] = source[i][j], steps in bytes, ``count`` floats each.
@@ -42,8 +43,9 @@ POOL = Layout(
     "source", "target", "channels", "images", "height", "width", "row", "image",
     "source_pitch", "target_pitch", "taps", "shifts", "factor",
 )  # fmt: skip
-# Means over the pixels of an image: a number for each image and channel, steps in bytes.
-AVERAGE = Layout(
+# Over the pixels of an image: a number for each image and channel, steps in bytes; factor
+# multiplies an average.
+REDUCE = Layout(
     "source", "target", "channels", "images", "pixels", "pitch", "factor",
     "image_step", "channel_step",
 )  # fmt: skip
@@ -202,25 +204,29 @@ def _larger(k: Fn, a: Any, b: Any) -> Any:
     return k.where(k.b.or_(kept, sure), a, b)
 
 
-def build_average(module: ir.Module, name: str) -> None:
-    """Means of planes, see AVERAGE."""
-    one = Kernel(module, name, AVERAGE)
+def build_reduce(module: ir.Module, name: str) -> None:
+    """``reduce_average`` or ``reduce_max``, see REDUCE."""
+    one = Kernel(module, name, REDUCE)
     k, f = one.k, one.f
+    largest = name == "reduce_max"
+    joined: Callable[[Any, Any], Any] = partial(_larger, k) if largest else k.b.fadd
+    start = k.every(float("-inf") if largest else 0.0)
     begin, end = one.mine(f["channels"])
     factor = k.load(F32, f["factor"])
-    whole = k.div(f["pixels"], LANES)
+    whole, left = k.div(f["pixels"], LANES), k.mod(f["pixels"], LANES)
     with k.loop(begin, end) as channel:
         plane = k.at(f["source"], k.mul(channel, f["pitch"]))
         with k.loop(0, f["images"]) as image:
             pixels = k.at(plane, k.shifted(k.mul(image, f["pixels"]), 2))
-            sums = k.variable(VEC, k.zero())
+            found = k.variable(VEC, start)
             with k.loop(0, whole) as v:
-                sums.set(k.b.fadd(sums.get(), k.load(VEC, pixels, k.shifted(v, 6))))
-            single = k.variable(F32, total(k, sums.get()))
-            with k.loop(k.mul(whole, LANES), f["pixels"]) as n:
-                single.set(k.b.fadd(single.get(), k.load(F32, pixels, k.shifted(n, 2))))
+                found.set(joined(found.get(), k.load(VEC, pixels, k.shifted(v, 6))))
+            with k.when(k.compare(left, "!=", 0)):
+                rest = k.load_where(k.below(left), pixels, k.shifted(whole, 6), start)
+                found.set(joined(found.get(), rest))
             at = k.add(k.mul(image, f["image_step"]), k.mul(channel, f["channel_step"]))
-            k.store(k.b.fmul(single.get(), factor), f["target"], at)
+            single = total(k, found.get(), joined)
+            k.store(single if largest else k.b.fmul(single, factor), f["target"], at)
     k.done()
 
 

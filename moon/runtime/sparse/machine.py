@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moon.errors import BackendError
 from moon.runtime.sparse.cache import Cache
-from moon.runtime.sparse.division import MOST_BYTES, Native
+from moon.runtime.sparse.division import Native
 from moon.runtime.sparse.input import finite
 from moon.runtime.sparse.jit import Jit, fingerprint
 from moon.runtime.sparse.kept import Kept
@@ -31,8 +31,10 @@ __all__ = ["Kernels", "Machine"]
 Array = NDArray[Any]
 Values = dict[str, Array]
 
-# Larger batches are run in pieces, of so many images and so many bytes in the largest tensor.
-_MOST_IMAGES = 64
+# Larger batches are run in pieces, of so many images and so many bytes that a step reads and
+# writes: a few images together fill vectors better, and many would no longer be in a cache.
+_MOST_IMAGES = 16
+_CACHED = 4 << 20
 # Programs kept, each for a number of images.
 _MOST_READY = 4
 
@@ -118,8 +120,14 @@ class Kernels:
         self._ready = OrderedDict([(given.images, self._prepare(given.images))])
 
     def _fits(self) -> int:
-        largest = max(tensor.nbytes for tensor in self._part.lowered.tensors.values())
-        return max(1, min(_MOST_IMAGES, MOST_BYTES // largest))
+        """Images that are run at a time: a power of two."""
+        lowered = self._part.lowered
+        tensors = lowered.tensors
+        most = max(
+            sum(tensors[name].nbytes for name in {*step.reads, step.target})
+            for step in lowered.steps
+        )
+        return 1 << (max(1, min(_MOST_IMAGES, _CACHED // most)).bit_length() - 1)
 
     def reset(self) -> None:
         """A child that was forked goes on with all of it."""

@@ -13,11 +13,11 @@ from moon.runtime.sparse.model import Node
 from moon.runtime.sparse.steps import (
     NO_HIGH,
     NO_LOW,
-    Average,
     Concat,
     Flatten,
     Linear,
     Point,
+    Reduce,
     Rows,
     Spread,
     Tensor,
@@ -30,19 +30,21 @@ __all__ = ["OPERATORS"]
 Floats = NDArray[np.float32]
 
 
-def _global_average(work: Work, node: Node) -> None:
+def _global(work: Work, node: Node) -> None:
     planes = work.planes(node.inputs[0])
-    work.add(Average(**names(node)), Planes(planes.channels, planes.images, 1, 1))
+    kind = "max" if node.op_type == "GlobalMaxPool" else "average"
+    work.add(Reduce(**names(node), kind=kind), Planes(planes.channels, planes.images, 1, 1))
 
 
-def _reduce_mean(work: Work, node: Node) -> None:
+def _reduce(work: Work, node: Node) -> None:
     planes = work.planes(node.inputs[0])
     if not _of_image(work.whole(node, 1, "axes")):
         raise UnsupportedError("its axes are not those of an image")
     out: Tensor = Rows(planes.images, planes.channels)
     if truth(node, "keepdims", 1):
         out = Planes(planes.channels, planes.images, 1, 1)
-    work.add(Average(**names(node)), out)
+    kind = "max" if node.op_type == "ReduceMax" else "average"
+    work.add(Reduce(**names(node), kind=kind), out)
 
 
 def _of_image(axes: tuple[int, ...] | None) -> bool:
@@ -223,8 +225,10 @@ OPERATORS: Mapping[str, tuple[int, Callable[[Work, Node], Any]]] = {
     "Conv": (2, conv),
     "MaxPool": (1, pool),
     "AveragePool": (1, pool),
-    "GlobalAveragePool": (1, _global_average),
-    "ReduceMean": (1, _reduce_mean),
+    "GlobalAveragePool": (1, _global),
+    "GlobalMaxPool": (1, _global),
+    "ReduceMean": (1, _reduce),
+    "ReduceMax": (1, _reduce),
     "Flatten": (1, _flatten),
     "Reshape": (2, _reshape),
     "Squeeze": (1, _squeeze),

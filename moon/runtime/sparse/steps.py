@@ -17,8 +17,8 @@ from moon.runtime.sparse.ir import LANES, VECTOR_BYTES
 from moon.runtime.sparse.layout import Planes
 
 __all__ = [
-    "NO_HIGH", "NO_LOW", "Average", "Clamped", "Concat", "Conv", "Flatten", "Framed", "Linear",
-    "Point", "Pool", "Rows", "Spread", "Step", "Tensor", "Unframed",
+    "NO_HIGH", "NO_LOW", "Clamped", "Concat", "Conv", "Flatten", "Framed", "Linear",
+    "Point", "Pool", "Reduce", "Rows", "Spread", "Step", "Tensor", "Unframed",
 ]  # fmt: skip
 
 Floats = NDArray[np.float32]
@@ -125,8 +125,10 @@ class Pool(Step):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Average(Step):
-    """The mean of each plane of each image, as planes of one pixel or as rows."""
+class Reduce(Step):
+    """A number of each plane of each image, as planes of one pixel or as rows."""
+
+    kind: str = "average"  # or "max"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 from moon.runtime.sparse.geometry import Window
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.model import Node
-from moon.runtime.sparse.steps import Conv, Pool
+from moon.runtime.sparse.steps import Conv, Pool, Reduce
 from moon.runtime.sparse.work import UnsupportedError, Work, flag, names, sizes, truth
 
 __all__ = ["conv", "pool"]
@@ -64,7 +64,16 @@ def pool(work: Work, node: Node) -> None:
     if not _full(window, planes, out):
         raise UnsupportedError("a window of it lies in the padding")
     kind = "max" if largest else "average"
+    if _whole(window, planes, out):
+        work.add(Reduce(**names(node), kind=kind), out)
+        return
     work.add(Pool(**names(node), kind=kind, window=window, padding_counts=counts), out)
+
+
+def _whole(window: Window, planes: Planes, out: Planes) -> bool:
+    """Whether there is one window, of the image and nothing else."""
+    one = (out.height, out.width) == (1, 1) and window.dilations == (1, 1)
+    return one and window.kernel == (planes.height, planes.width) and not any(window.pads)
 
 
 def _window(node: Node, planes: Planes, kernel: Sequence[int]) -> Window:

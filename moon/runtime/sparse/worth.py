@@ -19,7 +19,7 @@ __all__ = ["LEAST_SAVED", "LITTLE", "MOST_LEFT", "SAVED_EACH", "Effort", "pays",
 MOST_LEFT = 0.8
 # Or one that saves fewer for an image: kernels take a microsecond each to begin, and numbers some
 # to be handed to and fro, when ONNX Runtime would be done.
-LEAST_SAVED = 1_000_000
+LEAST_SAVED = 4_000_000
 # Multiply-adds that must be saved for every number handed to a part or out of it: what it takes to
 # copy one, and to wait for the other runtime, in the time of multiply-adds.
 SAVED_EACH = 32

@@ -13,7 +13,7 @@ from moon.runtime.sparse.frame import Frame
 from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.ir import LANES, VECTOR_BYTES
 from moon.runtime.sparse.kernels_linear import LINEAR, SPARSE_LINEAR
-from moon.runtime.sparse.kernels_planes import AVERAGE, COPY, FRAME, POOL, SPREAD, UNFRAME
+from moon.runtime.sparse.kernels_planes import COPY, FRAME, POOL, REDUCE, SPREAD, UNFRAME
 from moon.runtime.sparse.kernels_points import POINTWISE
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.site import Operation, Site, operation
@@ -118,11 +118,11 @@ def _shares(geometry: Geometry, step: st.Pool) -> Floats:
     return np.ascontiguousarray(1 / np.maximum(count, 1), np.float32)
 
 
-def _average(site: Site, step: st.Average) -> list[Operation]:
+def _reduce(site: Site, step: st.Reduce) -> list[Operation]:
     source, target = site.planes(step.source), site.tensors[step.target]
     pixels = source.height * source.width
     rows = isinstance(target, st.Rows)
-    record = AVERAGE.record(
+    record = REDUCE.record(
         **_ends(site, step),
         channels=source.channels,
         images=source.images,
@@ -132,7 +132,7 @@ def _average(site: Site, step: st.Average) -> list[Operation]:
         image_step=target.step if isinstance(target, st.Rows) else 4,
         channel_step=4 if rows else _pitch(site.planes(step.target)),
     )
-    return [operation("average", record, step.node)]
+    return [operation(f"reduce_{step.kind}", record, step.node)]
 
 
 def _flatten(site: Site, step: st.Flatten) -> list[Operation]:
@@ -269,7 +269,7 @@ WRITERS: Mapping[type, Callable[[Site, Any], list[Operation]]] = {
     st.Framed: _framed,
     st.Unframed: _unframed,
     st.Pool: _pool,
-    st.Average: _average,
+    st.Reduce: _reduce,
     st.Flatten: _flatten,
     st.Concat: _concat,
     st.Point: _point,

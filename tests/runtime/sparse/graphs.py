@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.fold import fold
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.lower import Lowered, lower
@@ -67,6 +69,13 @@ class Graph:
 
     def images(self, count: int = 2) -> NDArray[np.float32]:
         return np.random.default_rng(1).normal(size=(count, *self.shape)).astype(np.float32)
+
+
+def opened(model: Any, **options: Any) -> SparseEngine:
+    """An engine that runs all it can itself, whether or not that is worth it."""
+    if "force" in signature(SparseEngine).parameters:
+        options = {"force": True, **options}
+    return SparseEngine(model, **options)
 
 
 def lowered(graph: Graph, *outputs: str, images: int = 1, fixed: bool = False) -> Lowered:

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.errors import MoonError
-from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.model import read_model
+
+from .graphs import opened
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[3]
@@ -170,7 +171,7 @@ def _input(data: bytes) -> Array | None:
 
 
 def _engine(data: bytes, x: Array | None, options: dict[str, Any]) -> list[Array]:
-    engine = SparseEngine(data, **options)
+    engine = opened(data, **options)
     try:
         x = _input(data) if x is None else x
         if x is None:

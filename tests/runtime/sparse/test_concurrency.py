@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moon.errors import BackendError
-from moon.runtime.sparse.engine import SparseEngine
 
+from .graphs import opened
 from .scripts import network, script, started
 
 
@@ -29,7 +29,7 @@ def wait_until_no_threads() -> bool:
 
 def test_many_engines_and_many_callers_at_once() -> None:
     data, x = network()
-    engines = [SparseEngine(data, threads=1 + i % 3) for i in range(8)]
+    engines = [opened(data, threads=1 + i % 3) for i in range(8)]
     expected = [engines[0].run(x[: n + 1]) for n in range(5)]
     wrong: list[object] = []
 
@@ -56,7 +56,7 @@ def test_many_engines_and_many_callers_at_once() -> None:
 
 def test_one_closes_while_others_run() -> None:
     data, x = network()
-    engine = SparseEngine(data, threads=2)
+    engine = opened(data, threads=2)
     expected, ends = engine.run(x), []
 
     def call() -> None:
@@ -79,7 +79,7 @@ def test_one_closes_while_others_run() -> None:
 
 def test_between_calls_nothing_is_computed() -> None:
     data, x = network()
-    engine = SparseEngine(data, threads=3)
+    engine = opened(data, threads=3)
     for _ in range(3):
         engine.run(x)
         time.sleep(0.05)
@@ -91,8 +91,8 @@ def test_between_calls_nothing_is_computed() -> None:
 
 def test_results_do_not_depend_on_what_ran_before() -> None:
     data, x = network()
-    engine = SparseEngine(data, threads=2)
-    expected = {n: SparseEngine(data).run(x[:n]).tobytes() for n in range(1, 6)}  # type: ignore[union-attr]
+    engine = opened(data, threads=2)
+    expected = {n: opened(data).run(x[:n]).tobytes() for n in range(1, 6)}  # type: ignore[union-attr]
     draw = random.Random(0)
     for _ in range(100):
         n = draw.randrange(1, 6)
@@ -103,7 +103,7 @@ def test_results_do_not_depend_on_what_ran_before() -> None:
 
 def test_forks_while_other_threads_run() -> None:
     script("""
-engine = SparseEngine(data, threads=3)
+engine = opened(data, threads=3)
 expected = [engine.run(x[: n + 1]) for n in range(5)]
 stop = threading.Event()
 def call(n):
@@ -135,8 +135,8 @@ for caller in callers:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_interpreter_ends_while_a_thread_runs(threads: int) -> None:
     text = f"""
-engine = SparseEngine(data, threads={threads})
-other = SparseEngine(data, threads=2)
+engine = opened(data, threads={threads})
+other = opened(data, threads=2)
 def call(one):
     while True:
         one.run(np.concatenate([x] * 12))
@@ -150,7 +150,7 @@ time.sleep(0.15)
 
 def test_an_interrupt_while_running() -> None:
     process = started("""
-engine = SparseEngine(data, threads=2)
+engine = opened(data, threads=2)
 expected = engine.run(x)
 big = np.concatenate([x] * 20)
 print("ready", flush=True)
@@ -184,7 +184,7 @@ def handle(*_):
     global count
     count += 1
 signal.signal(signal.SIGALRM, handle)
-engine = SparseEngine(data, threads=3)
+engine = opened(data, threads=3)
 expected = engine.run(x)
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
 for _ in range(300):

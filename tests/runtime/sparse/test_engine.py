@@ -269,3 +269,13 @@ def test_what_is_returned_is_the_callers_own() -> None:
         np.testing.assert_allclose(found[0], reference(graph.data(y), x)[0], rtol=1e-4, atol=1e-5)
         for one in found:
             one[...] = 7
+
+
+def test_nothing_spins_between_calls(digits: bytes, images: NDArray[np.float32]) -> None:
+    engine = SparseEngine(digits, threads=2, force=True)
+    outputs(engine, images)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+    engine.close()

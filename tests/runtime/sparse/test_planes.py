@@ -112,10 +112,13 @@ def test_pooling_passes_nan_and_infinity_on(jit: Jit) -> None:
 def test_means_as_planes_and_as_rows(jit: Jit, shape: tuple[int, ...]) -> None:
     x = values(shape)
     expected = x.astype(np.float64).mean((2, 3))
-    rows = run(jit, x, st.Rows(shape[0], shape[1]), st.Average(**NAMES))
+    rows = run(jit, x, st.Rows(shape[0], shape[1]), st.Reduce(**NAMES))
     np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
-    planes = run(jit, x, Planes(shape[1], shape[0], 1, 1), st.Average(**NAMES))
+    planes = run(jit, x, Planes(shape[1], shape[0], 1, 1), st.Reduce(**NAMES))
     assert np.array_equal(planes[:, :, 0, 0], rows)
+    x[0, 0, -1, -1], x[-1, -1, 0, 0] = np.nan, -np.inf
+    largest = run(jit, x, st.Rows(shape[0], shape[1]), st.Reduce(**NAMES, kind="max"))
+    assert np.array_equal(largest, x.max((2, 3)), equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -133,7 +136,7 @@ def test_flattening_and_joining(jit: Jit, shape: tuple[int, ...]) -> None:
 def test_planes_times_a_number_each(jit: Jit, shape: tuple[int, ...]) -> None:
     x = values(shape)
     steps = (
-        st.Average(source="x", target="m", node="n"),
+        st.Reduce(source="x", target="m", node="n"),
         st.Spread(**NAMES, other="m"),
     )
     images, channels = shape[:2]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.isa import available
 
+from .graphs import opened
 from .isolated import Isolated, RefusedError
 from .random_graphs import ON_PLANES, ON_ROWS, Chooser, Drawn, RandomGraph, Seeded, grow, start
 
@@ -121,7 +121,7 @@ def test_few_graphs_were_left_to_onnx_runtime() -> None:
     for seed in range(100):
         g, name = single(Seeded(seed), KINDS[seed % len(KINDS)])
         if name is not None:
-            taken += SparseEngine(g.data(name)).handed_over == ""
+            taken += opened(g.data(name)).handed_over == ""
     assert taken > 75
     if SEEN["run"]:  # not when this test runs alone
         assert SEEN["refused"] < 0.05 * SEEN["run"], SEEN
