@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["engine_facts", "show_engine"]
+__all__ = ["engine_facts", "images_line", "show_engine"]
 
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,16 @@ def show_engine(console: Console, facts: dict[str, Any]) -> None:
 
 
 def _head(facts: dict[str, Any]) -> str:
-    words = [f"images: {facts['images']}", f"threads: {facts['threads']}"]
+    words = [images_line(facts["images"], facts["together"]), f"threads: {facts['threads']}"]
     if facts["isa"]:
         words.append(f"{facts['isa']}, at most {facts['limit_gmacs']:.1f} GMAC/s a core")
-    plans = "tuned plans" if facts["images"] in facts["tuned_batches"] else ""
+    plans = "tuned plans" if facts["together"] in facts["tuned_batches"] else ""
     return f"[bold]{escape(facts['path'])}[/]  " + ", ".join([*words, *filter(None, [plans])])
+
+
+def images_line(images: int, together: int) -> str:
+    """``images: 8, 4 at a time``."""
+    return f"images: {images}" + (f", {together} at a time" if 0 < together < images else "")
 
 
 def _show_layers(console: Console, facts: dict[str, Any]) -> None:

@@ -162,13 +162,13 @@ def bytes_line(facts: Mapping[str, Any]) -> str:
 
 
 def plans_line(plans: Mapping[str, Any]) -> str:
-    """``znver4 avx512, images: 1: 20 convolutions, 8.4 ms to 8.0 ms, ONNX Runtime 25 ms``."""
+    """``znver4 avx512, images together: 1, threads: 1: 20 convolutions, 8.4 ms to 8.0 ms, ...``."""
     if "error" in plans:
         return f"{plans['file']}: {plans['error']}"
     times = [milliseconds(plans[f"{name}_ms"]) for name in ("default", "tuned", "onnxruntime")]
     line = (
-        f"{plans['cpu']} {plans['isa']}, images: {plans['batch']}, threads: {plans['threads']}:"
-        f" {plans['plans']} convolutions, {times[0]} to {times[1]}, ONNX Runtime {times[2]}"
+        f"{plans['cpu']} {plans['isa']}, images together: {plans['together']},"
+        f" threads: {plans['threads']}: {plans['plans']} convolutions, {times[0]} to {times[1]}, ONNX Runtime {times[2]}"
     )
     return f"{line} (it runs the whole model)" if plans["verdict"] == "onnxruntime" else line
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from moon.cli.engine_view import images_line
 from moon.cli.text import figure, grid, milliseconds
 
 
@@ -41,7 +42,8 @@ def tune_bundle(
         "file": file_name(tuning.target.cpu, tuning.target.isa),
         "cpu": tuning.target.cpu,
         "isa": tuning.target.isa,
-        "batch": images,
+        "batch": batch,
+        "together": images,
         "threads": tuned.threads,
         "verdict": tuned.verdict,
         "speedup": times["default_ms"] / times["tuned_ms"],
@@ -68,7 +70,8 @@ def show_tuning(console: Console, result: dict[str, Any]) -> None:
     before, after = measured["default_ms"], measured["tuned_ms"]
     console.print(
         f"{milliseconds(before)} before, {milliseconds(after)} after"
-        f" ({after / before - 1:+.1%}), images: {result['batch']}, threads: {result['threads']}"
+        f" ({after / before - 1:+.1%}), {images_line(result['batch'], result['together'])},"
+        f" threads: {result['threads']}"
     )
     other = measured["onnxruntime_ms"]
     if other is None:

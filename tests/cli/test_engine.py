@@ -28,7 +28,7 @@ def own(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    graph = Graph(32, 16, 16)
+    graph = Graph(32, 32, 32)
     y = graph.add("Relu", graph.conv("x", 32, 32))
     graph.conv(y, 32, 32, 1)
     (tmp_path / "[m].onnx").write_bytes(graph.data())
@@ -39,7 +39,7 @@ def test_a_profile_of_a_model(moon: Moon, model: Path) -> None:
     found = moon("inspect", model, "--engine", "--batch", "2", "--json").json
     assert found["kind"] == "engine" and found["images"] == 2 and found["tuned_batches"] == []
     assert [one["shape"] for one in found["layers"]] == [
-        "32->32 3x3 /1 16x16", "32->32 1x1 /1 16x16"
+        "32->32 3x3 /1 32x32", "32->32 1x1 /1 32x32"
     ]  # fmt: skip
     for one in found["layers"]:
         assert one["kind"] == "conv" and one["us"] > 0 and 0 < one["share_of_limit"] < 2
@@ -47,7 +47,7 @@ def test_a_profile_of_a_model(moon: Moon, model: Path) -> None:
         assert any(name.startswith("conv_") for name in one["kernels"])
     assert found["limit_gmacs"] > 0 and found["times"]["convolutions"] > 0
     text = moon("inspect", model, "--engine").out
-    assert "[m].onnx" in text and "32->32 3x3 /1 16x16" in text and "convolutions" in text
+    assert "[m].onnx" in text and "32->32 3x3 /1 32x32" in text and "convolutions" in text
 
 
 def test_a_profile_names_what_is_handed_over(moon: Moon, exported: Path, engaged: None) -> None:
@@ -86,7 +86,7 @@ def test_tuning_stores_plans(moon: Moon, own: Path, engaged: None) -> None:
     assert moon("inspect", own, "--engine", "--json").json["tuned_batches"] == [1]
     (plans,) = moon("inspect", own, "--json").json["plans"]
     assert plans["file"] == found["file"] and plans["plans"] == len(found["plans"])
-    assert f"{plans['cpu']} {plans['isa']}, images: 1" in moon("inspect", own).out
+    assert f"{plans['cpu']} {plans['isa']}, images together: 1" in moon("inspect", own).out
 
 
 def test_tuning_for_people(moon: Moon, own: Path, engaged: None) -> None:

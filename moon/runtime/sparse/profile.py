@@ -33,7 +33,7 @@ class Layer:
 
     Attributes:
         name: of the node and its operator.
-        kind: what the engine does, such as ``conv``, ``pool max`` or ``point add``.
+        kind: what the engine does, such as ``conv``, ``pool max`` or ``reduce average``.
         shape: such as ``256->1024 1x1 /1 14x14``: channels, kernel, stride, what is made.
         tensor: name of what it makes; plans go by it.
         density: nonzero weights among all; None for layers without weights.
@@ -66,6 +66,7 @@ class Profile:
 
     Attributes:
         images: in a run.
+        together: of them, the most that the engine runs at a time; 0 where ONNX Runtime runs all.
         runs: that were timed.
         threads, isa: of the engine; "" where ONNX Runtime runs all.
         limit_gmacs: of one core, with operands from the first cache; None as above.
@@ -78,6 +79,7 @@ class Profile:
     """
 
     images: int
+    together: int
     runs: int
     threads: int
     isa: str
@@ -102,11 +104,14 @@ def profiled(engine: SparseEngine, feeds: Mapping[str, NDArray[Any]], runs: int)
     limit = _limit(machine)
     every = [_timed(parts, machine, feeds) for _ in range(runs)]
     layers: list[Layer] = []
+    together = 0
     if machine is not None and limit is not None:
         spents = [spent for spent, _, _ in every if spent is not None]
         layers = _layers(spents, limit * machine.threads)
+        together = max(program.images for program, _ in spents[0].programs.values())
     return Profile(
         images=images,
+        together=together,
         runs=runs,
         threads=engine.threads,
         isa=engine.isa,

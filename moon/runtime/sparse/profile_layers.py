@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.profile import Layer
 from moon.runtime.sparse.program import Program
-from moon.runtime.sparse.steps import Conv, Linear, Point, Pool, Step
+from moon.runtime.sparse.steps import Conv, Linear, Point, Pool, Reduce, Step
 from moon.runtime.sparse.timing import Group, groups
 
 __all__ = ["described", "speed"]
@@ -69,7 +69,7 @@ def _counts(program: Program, group: Group) -> tuple[int, int, int]:
 
 def _kind(step: Step) -> str:
     word = type(step).__name__.lower()
-    return f"{word} {step.kind}" if isinstance(step, (Pool, Point)) else word
+    return f"{word} {step.kind}" if isinstance(step, (Point, Pool, Reduce)) else word
 
 
 def _shape(program: Program, group: Group) -> str:

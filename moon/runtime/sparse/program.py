@@ -44,6 +44,7 @@ class Program:
         kept: of other programs of the same steps; what is made is kept there, too.
 
     Attributes:
+        images: in a run.
         convolutions: by what they make, each with its geometry.
         operations: what the driver calls, in order.
         steps: as they are run, each with the number of its operations.
@@ -66,6 +67,7 @@ class Program:
         self._tensors, self._source = dict(tensors), source
         self._costs, self._threads, self._plans = costs, threads, dict(plans or {})
         self._space = space or Space()
+        self.images = self._planes(source).images
         self.convolutions: dict[str, tuple[Convolution, Geometry]] = {}
         # The same by what they make in a frame.
         self._made: dict[str, tuple[Convolution, Geometry]] = {}

@@ -134,7 +134,7 @@ def facts(bundle: Bundle) -> list[dict[str, Any]]:
                     "file": name,
                     "cpu": tuning.target.cpu,
                     "isa": tuning.target.isa,
-                    "batch": images,
+                    "together": images,
                     "threads": one.threads,
                     "plans": len(one.plans),
                     "verdict": one.verdict,

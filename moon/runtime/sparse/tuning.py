@@ -151,7 +151,7 @@ class Tuning:
     Attributes:
         target: what it is for.
         moon: the version that measured.
-        batches: by the number of images in a run.
+        batches: by the number of images that are run together; a larger batch is run in pieces.
     """
 
     target: Target

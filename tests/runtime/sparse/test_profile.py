@@ -44,7 +44,7 @@ def test_layers_are_the_networks() -> None:
         ("conv", "8->8 3x3 /2 9x9"),
         ("conv", "8->8 3x3 /1 9x9"),
         ("pool max", "8 3x3 /2 4x4"),
-        ("average", "8 1x1"),
+        ("reduce average", "8 1x1"),
         ("flatten", "8"),
         ("linear", "8->5"),
     ]
@@ -93,9 +93,10 @@ def test_a_batch_in_pieces_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moon.runtime.sparse.machine._MOST_IMAGES", 2)
     whole, pieces = Graph(1, 6, 6), 5
     whole.conv("x", 4, 1)
-    (layer,) = profile(whole, images=pieces).layers
+    found = profile(whole, images=pieces)
+    (layer,) = found.layers
     assert layer.macs == round((layer.density or 0) * 36) * 36 * pieces
-    assert layer.us > 0
+    assert layer.us > 0 and found.images == pieces and found.together == 2
 
 
 def test_what_is_handed_over_has_its_time() -> None:

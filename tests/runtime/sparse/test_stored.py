@@ -18,7 +18,7 @@ from moon.onnxfile import patch_scalar
 from moon.rewrite import with_engine_file
 from moon.runtime import open_backend
 from moon.runtime.calibrate import calibrate
-from moon.runtime.sparse import stored
+from moon.runtime.sparse import stored, worth
 from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.isa import target
 from moon.runtime.sparse.jit import fingerprint
@@ -31,6 +31,12 @@ from .exported import export
 
 PLAN = {"tile": 2, "together": 4, "reading": "shift", "block": 40}
 FOLDER = "engines/"
+
+
+@pytest.fixture(autouse=True)
+def engaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine runs what is too small to gain by it."""
+    monkeypatch.setattr(worth, "LEAST_SAVED", 0)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,10 @@ def test_plans_are_used_and_change_nothing_but_rounding(bundle: Bundle) -> None:
     assert written.manifest.sha256 != bundle.manifest.sha256
     info, after = outputs(written)
     assert info["tuned_batches"] == [1] and info["isa"]
-    assert not np.array_equal(before, after)  # another order of adding
+    model = written.model_bytes()
+    engine = SparseEngine(model, tuning=find(written, model)[0])
+    x = bundle.preprocess.normalise(bundle.golden()["pixels"][:1])
+    assert [one.plan for one in engine.profile(x, runs=1).layers if one.plan] == [PLAN] * 3
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
     assert np.array_equal(outputs(written, [], threads=2)[1], after)
     assert all(check.ok for check in verify(written))
@@ -158,7 +167,10 @@ def test_other_numbers_of_images_stay(bundle: Bundle) -> None:
     first = store(bundle, tuning(bundle, images=8))
     both = store(first, tuning(first, images=1))
     assert outputs(both)[0]["tuned_batches"] == [1, 8]
-    assert [(one["batch"], one["verdict"]) for one in facts(both)] == [(1, "sparse"), (8, "sparse")]
+    assert [(one["together"], one["verdict"]) for one in facts(both)] == [
+        (1, "sparse"),
+        (8, "sparse"),
+    ]
     assert json.dumps(facts(both), allow_nan=False)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moon.errors import BundleError
+from moon.runtime.sparse import worth
 from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.plan import Plan
 from moon.runtime.sparse.tuning import (
@@ -197,17 +198,14 @@ def test_plans_serve_one_number_of_images_and_any_number_of_threads() -> None:
         assert np.array_equal(other.run(x), one.run(x))
 
 
-def test_a_verdict_is_followed_unless_forced() -> None:
-    graph = Graph(3, 9, 9)
-    graph.conv("x", 8, 3)
+def test_a_verdict_is_followed_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worth, "LEAST_SAVED", 0)
+    graph = Graph(64, 8, 8)
+    graph.conv("x", 64, 64)
     given = tuning(n1=tuned(verdict="onnxruntime"))
     assert SparseEngine(graph.data(), force=True, tuning=given).isa
-    from .exported import WIDTH
-
-    large = Graph(WIDTH, 8, 8)
-    large.conv("x", WIDTH, WIDTH)
-    assert SparseEngine(large.data(), tuning=tuning()).isa
+    assert SparseEngine(graph.data(), tuning=tuning()).isa
     told: list[str] = []
-    handed = SparseEngine(large.data(), tuning=given, warn=told.append)
+    handed = SparseEngine(graph.data(), tuning=given, warn=told.append)
     assert handed.isa == "" and "faster when both were measured" in handed.handed_over
     assert "faster when both were measured" in told[0]
