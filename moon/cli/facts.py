@@ -168,7 +168,8 @@ def plans_line(plans: Mapping[str, Any]) -> str:
     times = [milliseconds(plans[f"{name}_ms"]) for name in ("default", "tuned", "onnxruntime")]
     line = (
         f"{plans['cpu']} {plans['isa']}, images together: {plans['together']},"
-        f" threads: {plans['threads']}: {plans['plans']} convolutions, {times[0]} to {times[1]}, ONNX Runtime {times[2]}"
+        f" threads: {plans['threads']}: {plans['plans']} convolutions,"
+        f" {times[0]} to {times[1]}, ONNX Runtime {times[2]}"
     )
     return f"{line} (it runs the whole model)" if plans["verdict"] == "onnxruntime" else line
 

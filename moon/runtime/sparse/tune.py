@@ -184,10 +184,16 @@ def _choice(
 
 def clearly(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
     """Whether times are less than others by 3%, and by twice the error of that; [turns] each."""
+    middle, error = _ratio(one, other)
+    return middle + 2 * error < 1 - _CLEAR
+
+
+def _ratio(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
+    """The median of times as shares of others taken in the same turns, and its error."""
     ratios = one / other
     middle = float(np.median(ratios))
     spread = 1.4826 * float(np.median(np.abs(ratios - middle)))
-    return middle + 2 * spread / math.sqrt(len(ratios)) < 1 - _CLEAR
+    return middle, spread / math.sqrt(len(ratios))
 
 
 def _whole(model: bytes, engine: SparseEngine, batch: int) -> Callable[[], dict[str, float]] | None:
@@ -217,8 +223,8 @@ def _verdict(
     """Whether all plans together are better than the defaults, and ONNX Runtime than both."""
     default = {name: one.default for name, one in searches.items()}
     times = _whole_runs(stage, [default, plans], clock, whole)
-    ratio = float(np.median(times[1] / times[0]))
-    if plans == default or ratio >= 1:
+    ratio, error = _ratio(times[1], times[0])
+    if plans == default or ratio - 2 * error > 1:
         # Layers that are faster each can be slower together: what they do to each other's caches.
         plans, times[1], ratio = default, times[0], 1.0
         layers = {name: (before, before) for name, (before, _) in layers.items()}
