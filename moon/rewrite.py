@@ -106,8 +106,8 @@ def with_engine_file(bundle: Bundle, name: str, data: bytes) -> Bundle:
     """
     if not name.startswith("engines/"):
         raise ValueError(f"{name} is no file of engines/")
-    listed = [path for path in bundle.manifest.files if not path.startswith("engines/")]
-    files = {**_engines(bundle), **{path: bundle.file(path) for path in listed}, name: data}
+    listed = {path: bundle.file(path) for path in bundle.manifest.files}
+    files = {**_engines(bundle), **listed, name: data}
     return write_bundle(bundle.path, manifest_fields=_fields(bundle), files=files, force=True)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moon.errors import UsageError
+from moon.runtime.sparse import program
 from moon.runtime.sparse import tune as tuner
 from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.isa import target
@@ -108,9 +110,9 @@ def _candidates(engine: SparseEngine) -> list[tuple[float, Plan]]:
     from moon.runtime.sparse.conv_weights import ConvWeights
     from moon.runtime.sparse.plan import candidates
 
-    (program,) = engine.parts[0].programs.values()  # type: ignore[union-attr]
-    ((step, _),) = program.steps
-    _, geometry = program.convolutions["t0"]
+    (ready,) = engine.parts[0].programs.values()  # type: ignore[union-attr]
+    ((step, _),) = ready.steps
+    _, geometry = ready.convolutions["t0"]
     weights = ConvWeights(step.weight, step.groups).summary(geometry)  # type: ignore[union-attr]
     assert engine.machine is not None
     return candidates(geometry, weights, engine.machine.costs)
@@ -139,6 +141,28 @@ def test_turns_alternate_and_the_least_counts() -> None:
     assert order == [0, 1, 1, 0, 0, 1]
     # Of four runs of a turn the first finds other caches.
     assert first["a"].tolist() == second["a"].tolist() == [2.0, 6.0, 10.0]
+
+
+def test_convolutions_are_made_once_while_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(3, 8, 8)
+    graph.conv("x", 8, 3)
+    engine = SparseEngine(graph.data(), force=True)
+    stage, made, real = Stage(engine, sample(engine, 1)), [], program.Convolution
+
+    def counted(weights: Any, bias: Any, geometry: Any, plan: Plan, **options: Any) -> Any:
+        made.append(plan)
+        return real(weights, bias, geometry, plan, **options)
+
+    monkeypatch.setattr(program, "Convolution", counted)
+    plans = {"t0": Plan(tile=1, together=1, reading="shift", block=9)}
+    expected = engine.run(graph.images(1))
+    for _ in range(2):
+        stage.prepared(plans)()
+        np.testing.assert_allclose(engine.run(graph.images(1)), expected, rtol=1e-5, atol=1e-5)
+    assert made == list(plans.values())
+    stage.kept.only([])
+    stage.prepared(plans)
+    assert len(made) == 2
 
 
 def test_progress_is_told() -> None:
