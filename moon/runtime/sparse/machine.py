@@ -138,7 +138,7 @@ class Kernels:
         with machine.lock:
             ready = self._for(len(images))
             ready.program.feed(images)
-            machine.team.run(ready.operations)
+            machine.team.run(ready.operations, owner=ready)
             found = {name: self._result(ready, name) for name in self._results}
         read = () if self._trusted else (images,)
         for array in (*read, *found.values()):

@@ -80,8 +80,8 @@ def test_a_model_with_its_score_head_decides_as_onnx_runtime(
         assert one.shape == expected.shape and one.dtype == expected.dtype
         if expected.dtype.kind in "biu":
             assert np.array_equal(one, expected), name
-        elif name.startswith("p_"):  # a share of the held-out images: one more or less is near
-            assert np.abs(one - expected).max() < 0.005, name
+        elif name.startswith("p_"):  # a share of some 150 held-out images: one more or less is near
+            assert np.abs(one - expected).max() < 0.008, name
         else:
             np.testing.assert_allclose(one, expected, rtol=1e-3, atol=1e-4, err_msg=name)
     assert {"accept", "label", "p_vim", "score_rmds"} <= set(names)
