@@ -299,13 +299,17 @@ class Fn:
         """Whether a C function returned 0."""
         return self.b.icmp_unsigned("==", result, ir.Constant(I32, 0))
 
-    def look(self, pointer: Any) -> Any:
+    def look(self, pointer: Any, order: str = "acquire") -> Any:
         """What another thread may have written, and all it wrote before."""
-        return self.b.load_atomic(pointer, "acquire", 8, typ=I64)
+        return self.b.load_atomic(pointer, order, 8, typ=I64)
 
-    def count(self, pointer: Any) -> None:
-        """One more, seen by all with everything written before."""
-        self.b.atomic_rmw("add", pointer, self.number(1), "acq_rel")
+    def tell(self, value: Any, pointer: Any) -> None:
+        """What others may look at, in one order for all threads."""
+        self.b.atomic_rmw("xchg", pointer, value, "seq_cst")
+
+    def count(self, pointer: Any, order: str = "acq_rel", *, down: bool = False) -> Any:
+        """One more, or less, seen by all with everything written before; how many there were."""
+        return self.b.atomic_rmw("sub" if down else "add", pointer, self.number(1), order)
 
     def pause(self) -> None:
         """Tell the core that this is a wait."""

@@ -162,10 +162,10 @@ class Kernels:
     def _launch(self, ready: _Ready) -> None:
         team, watch = self._machine.team, self._machine.watch
         if watch is None:
-            team.run(ready.operations)
+            team.run(ready.operations, owner=ready)
             return
         times = np.zeros((len(ready.operations) + 1, 2), np.int64)
-        team.run(ready.operations, times)
+        team.run(ready.operations, times, owner=ready)
         watch(ready.program, times)
 
     @property

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moon.runtime.sparse import steps as st
 from moon.runtime.sparse.conv_weights import ConvWeights
-from moon.runtime.sparse.convolution import Convolution, Places
+from moon.runtime.sparse.convolution import CALLS, Convolution, Places
 from moon.runtime.sparse.frame import Frame, frame_of
 from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.kept import Kept
@@ -231,7 +231,7 @@ class Program:
     def _take_scratch(self) -> None:
         most = max((c.scratch_bytes for c, _ in self.convolutions.values()), default=0)
         self._scratch_step = most if self._space.guard else -(-most // _PAGE) * _PAGE + _PAGE
-        self._scratch = self._space.take(self._scratch_step * self._threads)
+        self._scratch = self._space.take(self._scratch_step * self._threads * CALLS)
 
     # Operations.
 
