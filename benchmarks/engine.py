@@ -48,7 +48,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine_limits import Limits
 from engine_models import Model, made, opened
 from engine_rounds import measure
 from engine_view import draw, show
@@ -58,6 +57,7 @@ from moon import __version__
 from moon.errors import BackendError, MissingExtraError, MoonError, UsageError
 from moon.files import write_bytes, write_json
 from moon.runtime.bench_host import host
+from moon.runtime.sparse.limits import Limits
 
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "engine"
 BUSY = 0.1  # of all cores

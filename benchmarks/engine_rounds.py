@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine_limits import Limits
 from engine_models import Model, for_deepsparse
 from engine_processes import EngineProcess
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from moon.errors import BackendError, MoonError
 from moon.runtime.bench_host import Watch
 from moon.runtime.onnxruntime import open_session
+from moon.runtime.sparse.limits import Limits
 
 MOON = "moon"
 # Calls of a block that do not count, and seconds after which fewer do: the other engines have

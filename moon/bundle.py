@@ -107,6 +107,10 @@ class Bundle:
         """The ONNX file, checked again as it is read."""
         return self._read("model.onnx")
 
+    def file(self, name: str) -> bytes:
+        """Any file that the manifest lists, checked again as it is read."""
+        return self._read(name)
+
     def golden(self) -> Golden:
         """Golden inputs and expected outputs by name.
 

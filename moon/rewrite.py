@@ -1,4 +1,4 @@
-"""Changing the gate of a bundle that is already written."""
+"""Changing the gate, or an engine's file, of a bundle that is already written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moon.gate import Gate
 from moon.onnxfile import has_initializer, patch_matrix, patch_scalar, patch_vector
 from moon.p_table import PTable
 
-__all__ = ["carries_p_values", "gates_lost", "with_gate"]
+__all__ = ["carries_p_values", "gates_lost", "with_engine_file", "with_gate"]
 
 
 def with_gate(
@@ -87,6 +87,27 @@ def with_gate(
     files["model.onnx"] = model
     files["gate.json"] = gates_bytes(gates)
     files["golden.npz"] = golden_bytes(arrays.pop("pixels"), arrays)
+    return write_bundle(bundle.path, manifest_fields=_fields(bundle), files=files, force=True)
+
+
+def with_engine_file(bundle: Bundle, name: str, data: bytes) -> Bundle:
+    """Put a file into engines/, as one change of the whole folder; the version stays the same.
+
+    Args:
+        bundle: rewritten in place.
+        name: of the file, with engines/ before it.
+        data: its content.
+
+    Returns:
+        The bundle, reopened.
+
+    Raises:
+        BundleError: the bundle was changed or damaged since it was opened.
+    """
+    if not name.startswith("engines/"):
+        raise ValueError(f"{name} is no file of engines/")
+    listed = {path: bundle.file(path) for path in bundle.manifest.files}
+    files = {**_engines(bundle), **listed, name: data}
     return write_bundle(bundle.path, manifest_fields=_fields(bundle), files=files, force=True)
 
 

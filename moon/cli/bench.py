@@ -14,6 +14,7 @@ import typer
 from moon.cli.bench_view import check_picture, save_picture, show_bench, show_comparison
 from moon.cli.console import output, print_json, working
 from moon.cli.options import AsJson, Debug
+from moon.cli.tuning import show_tuning, tune_bundle
 from moon.errors import DataError, UsageError
 from moon.files import write_json
 
@@ -62,6 +63,17 @@ def bench(
             "--rate", help="Queries a second of the scenario rate; default half the peak."
         ),
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Try ways to run each convolution in the sparse engine on this CPU, and store "
+            "the best in the bundle; nothing else is measured.",
+        ),
+    ] = False,
+    budget: Annotated[
+        float, typer.Option("--budget", metavar="SECONDS", min=0.1, help="Time for --tune.")
+    ] = 30.0,
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare two results: --compare A.json B.json.")
     ] = False,
@@ -79,23 +91,27 @@ def bench(
 
     Reports percentiles, throughput, the speed-up with its 95% interval, and whether the
     measurement is valid: a busy or throttling host and too few queries are flagged.
+    With --tune it finds the fastest plans of the sparse engine instead, for this CPU.
     """
+    if tune and (compare or picture is not None):
+        raise UsageError("--tune goes with neither --compare nor --picture")
     if compare:
         result = _compare(paths)
         show = show_comparison
-    else:
-        if len(paths) != 1:
-            raise UsageError(
-                f"moon bench takes one bundle, and got {len(paths)}",
-                remedy="Repeat --backend for each backend; --compare takes two results",
+    elif tune:
+        with working("Loading") as progress:
+            result = tune_bundle(
+                _one(paths), threads=threads, batch=batch, budget=budget, progress=progress
             )
+        show = show_tuning
+    else:
         if picture is not None:
             check_picture(picture)
         from moon.runtime.bench import bench as run
 
         with working("Loading") as progress:
             result = run(
-                paths[0],
+                _one(paths),
                 backends=backends or ["onnxruntime"],
                 baseline=baseline,
                 batch=batch,
@@ -114,6 +130,15 @@ def bench(
         print_json(result)
     else:
         show(output(), result)
+
+
+def _one(paths: list[Path]) -> Path:
+    if len(paths) != 1:
+        raise UsageError(
+            f"moon bench takes one bundle, and got {len(paths)}",
+            remedy="Repeat --backend for each backend; --compare takes two results",
+        )
+    return paths[0]
 
 
 def _compare(paths: list[Path]) -> dict[str, Any]:

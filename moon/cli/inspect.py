@@ -14,7 +14,15 @@ from rich.table import Table
 
 from moon.cli.classes import show_classes
 from moon.cli.console import output, print_json, working
-from moon.cli.facts import bundle_facts, bytes_line, classes_line, run_facts, show_layers
+from moon.cli.engine_view import engine_facts, show_engine
+from moon.cli.facts import (
+    bundle_facts,
+    bytes_line,
+    classes_line,
+    plans_line,
+    run_facts,
+    show_layers,
+)
 from moon.cli.options import AsJson, Debug
 from moon.cli.text import count, gate_line, pairs, percent, rates, share, size
 from moon.errors import UsageError
@@ -22,12 +30,38 @@ from moon.errors import UsageError
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="BUNDLE|RUN", help="A bundle, or a training run.")
+        Path,
+        typer.Argument(
+            metavar="BUNDLE|RUN|MODEL.onnx",
+            help="A bundle, or a training run; with --engine a bundle or an ONNX file.",
+        ),
     ],
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine", help="Run it in the sparse CPU engine, and show what each layer takes."
+        ),
+    ] = False,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="Threads, with --engine; 0: all.")
+    ] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images, with --engine.")] = 1,
+    isa: Annotated[
+        str,
+        typer.Option("--isa", metavar="NAME", help="Instruction set, with --engine."),
+    ] = "native",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show a bundle or a training run: layers, density, bytes, FLOPs, memory, gate."""
+    if engine:
+        with working("Running"):
+            facts = engine_facts(path, threads=threads, batch=batch, isa=isa)
+        if as_json:
+            print_json(facts)
+        else:
+            show_engine(output(), facts)
+        return
     with working("Reading"):
         if (path / "checkpoint.json").is_file():
             facts, gate = run_facts(path), None
@@ -62,6 +96,8 @@ def _show_head(console: Console, facts: dict[str, Any], gate: Any) -> None:
         table.add_row("Input", f"{sides} pixels, {channels} channel{'s'[: channels > 1]}, {kind}")
         table.add_row("Scores", ", ".join(facts["scores"]))
         table.add_row("model.onnx", bytes_line(facts))
+        for plans in facts["plans"]:
+            table.add_row("Plans", escape(plans_line(plans)))
     else:
         table.add_row("Recipe", f"sha256:{facts['recipe_sha256']}")
         table.add_row("Held out", escape(facts["validation"]["source"]))

@@ -103,10 +103,16 @@ def open_backend(
         return OnnxRuntime(data, threads=threads, spin=spin is not False, precision=precision)
     if name == "sparse":
         from moon.runtime.sparse.backend import SparseBackend
+        from moon.runtime.sparse.stored import find
 
         data, precision = _model(model)
+        tuning, passed_over = (None, "") if isinstance(model, bytes) else find(model, data)
+        if passed_over:
+            warn(passed_over)
         spin = bool(spin)
-        return SparseBackend(data, threads=threads, spin=spin, precision=precision, warn=warn)
+        return SparseBackend(
+            data, threads=threads, spin=spin, precision=precision, warn=warn, tuning=tuning
+        )
     if name == "fake":
         from moon.runtime.fake import FakeBackend
 

@@ -16,7 +16,7 @@ import pytest
 from moon.errors import BackendError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("engine", "engine_limits", "engine_models", "engine_processes", "engine_rounds")
+NAMES = ("engine", "engine_models", "engine_processes", "engine_rounds")
 
 
 @pytest.fixture(scope="module")
@@ -156,19 +156,6 @@ def test_an_engine_that_refuses_or_dies(scripts, order, tmp_path):
         os.kill(process._process.pid, signal.SIGKILL)
         with pytest.raises(BackendError, match="SIGKILL"):
             process.ask("state")
-
-
-def test_limits_are_of_the_right_loops(scripts):
-    module = scripts["engine_limits"]
-    limits = module.Limits()
-    for calls in limits._calls.values():
-        for sums, call in calls:
-            call(limits._start, limits._out.ctypes.data, 100)
-            # Each multiply-add adds 1 times 1 to its sum.
-            np.testing.assert_array_equal(limits._out, 100.0 * sums)
-    before = limits.gmacs()
-    limits.measure()
-    assert all(limits.gmacs()[kind] >= value > 0.1 for kind, value in before.items())
 
 
 def test_the_spread_of_equal_and_of_other_values(scripts):

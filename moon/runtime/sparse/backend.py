@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moon import __version__
 from moon.errors import BackendError, UsageError
 from moon.runtime.sparse.engine import SparseEngine
+from moon.runtime.sparse.tuning import Tuning
 
 __all__ = ["SparseBackend"]
 
@@ -24,6 +25,7 @@ class SparseBackend:
         spin: let idle threads spin between runs, where ONNX Runtime runs the whole model.
         precision: what the graph computes in, for :meth:`info`.
         warn: told, in a line, of what may make it slower than expected.
+        tuning: what was measured of this model on this CPU.
 
     Raises:
         BackendError: the model is damaged, or not like a bundle's.
@@ -40,9 +42,13 @@ class SparseBackend:
         spin: bool = False,
         precision: str = "fp32",
         warn: Callable[[str], None],
+        tuning: Tuning | None = None,
     ) -> None:
-        self._engine = engine = SparseEngine(model, threads=threads, spin=spin, warn=warn)
+        self._engine = engine = SparseEngine(
+            model, threads=threads, spin=spin, warn=warn, tuning=tuning
+        )
         self._precision = precision
+        self._tuned = [] if tuning is None else sorted(tuning.batches)
         self.outputs = engine.outputs
         images = [one for one in engine.inputs if one.name != "threshold"]
         if len(images) != 1 or not images[0].is_image:
@@ -75,6 +81,7 @@ class SparseBackend:
 
         ``sparse_layers`` are the convolutions and linear layers that the engine could run
         (``eligible``) and does (``picked``); both 0 where ONNX Runtime runs the whole model.
+        ``tuned_batches`` are the numbers of images for which stored plans are used.
         """
         isa, (picked, eligible) = self._engine.isa, self._engine.layers
         return {
@@ -86,4 +93,5 @@ class SparseBackend:
             "isa": isa or None,
             "handed_over": self._engine.handed_over or None,
             "sparse_layers": {"eligible": eligible, "picked": picked},
+            "tuned_batches": self._tuned,
         }

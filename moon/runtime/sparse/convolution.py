@@ -16,10 +16,12 @@ from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.ir import VECTOR_BYTES
 from moon.runtime.sparse.kernels_conv import BLOCK, CONV, PART, ConvKernel
 from moon.runtime.sparse.memory import Reach, Space
-from moon.runtime.sparse.plan import EXACT_FROM, Plan, copied_vectors, sound, written
+from moon.runtime.sparse.plan import EXACT_FROM, Plan, copied_vectors, cut, sound, written
 from moon.runtime.sparse.taps import tap_tables
 
-__all__ = ["Call", "Convolution", "Places"]
+__all__ = ["CALLS", "Call", "Convolution", "Places"]
+
+CALLS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class Places:
         source: planes, in the frame that the reading asks for.
         target: planes that are written, of the shape ``Convolution.written``.
         residual: planes that are added, or None; of the same shape.
-        scratch: a thread's own memory for each thread, ``scratch_step`` bytes each.
+        scratch: memory of ``scratch_step`` bytes for every share of every call, `CALLS` at most:
+            threads may be at work on two calls at a time.
     """
 
     source: NDArray[np.float32]
@@ -133,17 +136,25 @@ class Convolution:
             places: where they read and write.
             low, high: outputs are clamped to these.
         """
-        vectors, tile = self.written.vectors, self.plan.tile
-        rest = vectors % tile
-        calls = []
-        for size, first, count in ((tile, 0, vectors // tile), (rest, vectors - rest, 1)):
-            if size and count:
-                record = self._record(places, first, count, low, high)
-                kernel = ConvKernel(size, self.plan.together, self.plan.reading, self._permute)
-                calls.append(Call(kernel=kernel, record=record))
+        calls, plan = [], self.plan
+        scratches = places.scratch.reshape(CALLS, -1)
+        for scratch, (size, tail, first, count) in zip(
+            scratches, cut(self.written, plan), strict=False
+        ):
+            record = self._record(places, scratch, first, count, low, high)
+            kernel = ConvKernel(size, plan.together, plan.reading, tail, self._permute)
+            calls.append(Call(kernel=kernel, record=record))
         return calls
 
-    def _record(self, places: Places, first: int, tiles: int, low: float, high: float) -> Record:
+    def _record(
+        self,
+        places: Places,
+        scratch: NDArray[np.uint8],
+        first: int,
+        tiles: int,
+        low: float,
+        high: float,
+    ) -> Record:
         if places.scratch_step < self.scratch_bytes:
             raise ValueError("the scratch memory is too small")
         return CONV.record(
@@ -161,7 +172,7 @@ class Convolution:
             step=self._step,
             low=float(low),
             high=float(high),
-            scratch=places.scratch,
+            scratch=scratch,
             scratch_step=places.scratch_step,
             **self._fields,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,12 @@ from moon.runtime.cores import usable_cores
 from moon.runtime.sparse.opening import Options, open_model
 
 if TYPE_CHECKING:
+    from moon.runtime.sparse.machine import Kernels, Machine
     from moon.runtime.sparse.memory import Guard
     from moon.runtime.sparse.plan import Plan
+    from moon.runtime.sparse.profile import Profile
+    from moon.runtime.sparse.session import Session
+    from moon.runtime.sparse.tuning import Tuning
 
 __all__ = ["SparseEngine"]
 
@@ -42,6 +46,7 @@ class SparseEngine:
         isa: instruction set, "native" for the best there is.
         force: let the engine run all it can, worth it or not, and on any system.
         plans: how convolutions are done, by the tensors they make, instead of what is chosen.
+        tuning: what :func:`moon.runtime.sparse.tune.tune` found for this model on this CPU.
         spin: let idle threads of ONNX Runtime spin between runs, where it runs the whole model.
             Other threads always sleep then.
         warn: told, in a line, of what may make it slower than expected.
@@ -72,11 +77,12 @@ class SparseEngine:
         spin: bool = False,
         warn: Callable[[str], None] = _silent,
         guard: Guard | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         self.threads = _threads(threads, warn)
         options = Options(
             threads=self.threads, isa=isa, force=force, plans=plans, spin=spin, guard=guard,
-            warn=warn,
+            warn=warn, tuning=tuning,
         )  # fmt: skip
         opened = open_model(model if isinstance(model, bytes) else os.fspath(model), options)
         self._parts, self._machine = opened.parts, opened.machine
@@ -96,6 +102,16 @@ class SparseEngine:
     def isa(self) -> str:
         """See the class."""
         return "" if self._machine is None else self._machine.jit.isa
+
+    @property
+    def parts(self) -> Sequence[Kernels | Session]:
+        """What runs one after the other, for those that measure it."""
+        return self._parts
+
+    @property
+    def machine(self) -> Machine | None:
+        """What the engine's own parts share; None where ONNX Runtime runs the whole model."""
+        return self._machine
 
     def run(self, x: Array | Mapping[str, Array]) -> Array | list[Array]:
         """All outputs for a batch.
@@ -138,6 +154,23 @@ class SparseEngine:
                 "there is not enough memory for so many images",
                 remedy="Run fewer at a time, or on a larger machine",
             ) from error
+
+    def profile(self, x: Array | Mapping[str, Array], *, runs: int = 50) -> Profile:
+        """Where the time of a run goes, layer by layer.
+
+        Args:
+            x: as of :meth:`run`.
+            runs: whole runs that are timed; medians count.
+
+        Raises:
+            UsageError: as :meth:`run`, or ``runs`` is less than 1.
+            BackendError: as :meth:`run`.
+        """
+        from moon.runtime.sparse.profile import profiled
+
+        self.run(x)  # refuses what cannot be run, and compiles
+        feeds = x if isinstance(x, Mapping) else {self.inputs[0].name: x}
+        return profiled(self, self._checked(feeds), runs)
 
     def close(self) -> None:
         """End the threads. There is no run after that."""

@@ -149,6 +149,14 @@ class Fn:
         undefined = ir.Constant(VEC, ir.Undefined)
         return self.lane(self.b.insert_element(undefined, scalar, ir.Constant(I32, 0)), 0)
 
+    def first(self, vector: Any, kind: ir.VectorType) -> Any:
+        """The first lanes of a vector, as many as a narrower type has."""
+        if kind.count == vector.type.count:
+            return vector
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        lanes = ir.Constant(ir.VectorType(I32, kind.count), list(range(kind.count)))
+        return self.b.shuffle_vector(vector, undefined, lanes)
+
     def lane(self, vector: Any, which: int) -> Any:
         """All lanes as one of them."""
         undefined = ir.Constant(vector.type, ir.Undefined)
@@ -167,7 +175,8 @@ class Fn:
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """``a b + c``, rounded once where the CPU can; nothing is called where it cannot."""
-        function = self._intrinsic("llvm.fmuladd.v16f32", VEC, [VEC] * 3)
+        name = f"llvm.fmuladd.v{a.type.count}f32"
+        function = self._intrinsic(name, a.type, [a.type] * 3)
         return self.b.call(function, [a, b, c])
 
     def mask(self, bits: Any) -> Any:
@@ -290,13 +299,17 @@ class Fn:
         """Whether a C function returned 0."""
         return self.b.icmp_unsigned("==", result, ir.Constant(I32, 0))
 
-    def look(self, pointer: Any) -> Any:
+    def look(self, pointer: Any, order: str = "acquire") -> Any:
         """What another thread may have written, and all it wrote before."""
-        return self.b.load_atomic(pointer, "acquire", 8, typ=I64)
+        return self.b.load_atomic(pointer, order, 8, typ=I64)
 
-    def count(self, pointer: Any) -> None:
-        """One more, seen by all with everything written before."""
-        self.b.atomic_rmw("add", pointer, self.number(1), "acq_rel")
+    def tell(self, value: Any, pointer: Any) -> None:
+        """What others may look at, in one order for all threads."""
+        self.b.atomic_rmw("xchg", pointer, value, "seq_cst")
+
+    def count(self, pointer: Any, order: str = "acq_rel", *, down: bool = False) -> Any:
+        """One more, or less, seen by all with everything written before; how many there were."""
+        return self.b.atomic_rmw("sub" if down else "add", pointer, self.number(1), order)
 
     def pause(self) -> None:
         """Tell the core that this is a wait."""

@@ -65,6 +65,8 @@ class ConvKernel:
         tile: T, vectors of pixels held in registers, 1 to 16.
         rows: output rows that share a list of columns: 1 or 4.
         reading: how columns are read.
+        tail: lanes of the last vector that hold pixels, as much of a register as is computed of it:
+            4, 8 or 16.
         permute: weights are spread over a vector by a permutation where that can be, for CPUs that
             load too slowly to do it by loads beside those of columns.
     """
@@ -72,13 +74,20 @@ class ConvKernel:
     tile: int
     rows: int
     reading: Reading
+    tail: int = LANES
     permute: bool = False
 
     @property
     def name(self) -> str:
         """Of its function."""
+        tail = f"_l{self.tail}" if self.tail < LANES else ""
         way = "_p" if self.permute else ""
-        return f"conv_{self.reading}_r{self.rows}_t{self.tile}{way}"
+        return f"conv_{self.reading}_r{self.rows}_t{self.tile}{tail}{way}"
+
+    @property
+    def kinds(self) -> list[ir.VectorType]:
+        """Types of the tile's vectors."""
+        return [VEC] * (self.tile - 1) + [ir.VectorType(F32, self.tail)]
 
     @property
     def sums(self) -> int:
@@ -178,18 +187,18 @@ class _Writer:
         if kernel.rows == 1:
             self._fetch(entry, here, last)
         sums = [
-            [[k.variable(VEC, k.zero()) for _ in range(kernel.tile)] for _ in planes]
+            [[k.variable(kind, k.first(k.zero(), kind)) for kind in kernel.kinds] for _ in planes]
             for _ in range(kernel.sums)
         ]
         with k.when(first):
             for r, plane in enumerate(planes):
                 bias = k.splat(k.load(F32, self.fields["bias"], k.shifted(plane, 2)))
-                for t in range(kernel.tile):
-                    sums[0][r][t].set(bias)
+                for t, kind in enumerate(kernel.kinds):
+                    sums[0][r][t].set(k.first(bias, kind))
         with k.when(k.b.not_(first)):
             for r, output in enumerate(outputs):
-                for t in range(kernel.tile):
-                    sums[0][r][t].set(k.load(VEC, output, VECTOR_BYTES * t, 64))
+                for t, kind in enumerate(kernel.kinds):
+                    sums[0][r][t].set(k.load(kind, output, VECTOR_BYTES * t, _align(kind)))
         counts = [k.wide(I16, entry, 4), k.wide(I16, entry, 6)]
         if kernel.rows == 1:
             self._groups(counts[0], 16, base, stream, sums)
@@ -245,14 +254,14 @@ class _Writer:
             for i, offset in enumerate(offsets):
                 at = k.at(base, k.shifted(offset, 2 if framed else 6))
                 columns = [
-                    k.load(VEC, at, VECTOR_BYTES * t, 4 if framed else 64)
-                    for t in range(kernel.tile)
+                    k.load(kind, at, VECTOR_BYTES * t, 4 if framed else _align(kind))
+                    for t, kind in enumerate(kernel.kinds)
                 ]
                 for r in range(kernel.rows):
                     weight = self._weight(group, weights, i * kernel.rows + r)
                     for t, column in enumerate(columns):
                         total = sums[i % kernel.sums][r][t]
-                        total.set(k.fma(weight, column, total.get()))
+                        total.set(k.fma(k.first(weight, column.type), column, total.get()))
             stream.set(k.at(group, bytes_))
 
     def _weight(self, group: Any, weights: Any, n: int) -> Any:
@@ -283,15 +292,21 @@ class _Writer:
             total = parts[0].get()
             for part in parts[1:]:
                 total = k.b.fadd(total, part.get())
-            totals.append(k.variable(VEC, total))
+            totals.append(k.variable(total.type, total))
         with k.when(last):
             some = k.compare(k.b.ptrtoint(self.fields["residual"], I64), "!=", 0)
             with k.when(some):
                 residual = self._output(plane, here, "residual")
-                for t, total in enumerate(totals):
-                    added = k.load(VEC, residual, VECTOR_BYTES * t, 64)
+                for t, (total, kind) in enumerate(zip(totals, self.kernel.kinds, strict=True)):
+                    added = k.load(kind, residual, VECTOR_BYTES * t, _align(kind))
                     total.set(k.b.fadd(total.get(), added))
-            for total in totals:
-                total.set(k.clamp(total.get(), self.low, self.high))
-        for t, total in enumerate(totals):
-            k.store(total.get(), output, VECTOR_BYTES * t, 64)
+            for total, kind in zip(totals, self.kernel.kinds, strict=True):
+                bounds = (k.first(bound, kind) for bound in (self.low, self.high))
+                total.set(k.clamp(total.get(), *bounds))
+        for t, (total, kind) in enumerate(zip(totals, self.kernel.kinds, strict=True)):
+            k.store(total.get(), output, VECTOR_BYTES * t, _align(kind))
+
+
+def _align(kind: ir.VectorType) -> int:
+    """Bytes on whose multiple a vector of a plane begins."""
+    return 4 * int(kind.count)

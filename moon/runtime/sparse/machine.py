@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from moon.runtime.sparse.cache import Cache
 from moon.runtime.sparse.division import Native
 from moon.runtime.sparse.input import finite
 from moon.runtime.sparse.jit import Jit, fingerprint
+from moon.runtime.sparse.kept import Kept
 from moon.runtime.sparse.kernels import SOURCES
 from moon.runtime.sparse.kernels_driver import DRIVER, OPERATION
 from moon.runtime.sparse.layout import Planes
@@ -23,6 +24,7 @@ from moon.runtime.sparse.memory import Guard, Space
 from moon.runtime.sparse.plan import Costs, Plan
 from moon.runtime.sparse.program import Program
 from moon.runtime.sparse.team import Team
+from moon.runtime.sparse.tuning import Tuning
 
 __all__ = ["Kernels", "Machine"]
 
@@ -45,6 +47,10 @@ class Machine:
         isa: instruction set.
         guard: see :class:`moon.runtime.sparse.memory.Space`.
         plans: by what convolutions make, instead of those chosen.
+        tuning: plans by the number of images, for those without one in ``plans``.
+
+    Attributes:
+        watch: told of every run of a program, with the times that :meth:`Team.run` noted.
     """
 
     def __init__(
@@ -53,14 +59,21 @@ class Machine:
         isa: str,
         guard: Guard | None,
         plans: Mapping[str, Plan] | None,
+        tuning: Tuning | None = None,
     ) -> None:
-        self.threads, self.plans = threads, plans
+        self.threads, self._plans, self._tuning = threads, plans or {}, tuning
+        self.watch: Callable[[Program, NDArray[np.int64]], None] | None = None
         self.space = Space(guard)
         self.jit = Jit(isa, Cache(), fingerprint=fingerprint(*SOURCES))
         self.costs = Costs.of(self.jit.isa, self.jit.cpu)
         drivers = self.jit.addresses(DRIVER)
         self.team = Team(threads, drivers["lead"], drivers["work"])
         self.reset()
+
+    def plans(self, images: int) -> dict[str, Plan]:
+        """Plans to use for so many images, instead of those chosen."""
+        tuned = {} if self._tuning is None else self._tuning.plans(images)
+        return {**tuned, **self._plans}
 
     def reset(self) -> None:
         """In a child that was forked: whoever held the lock is not there."""
@@ -138,13 +151,36 @@ class Kernels:
         with machine.lock:
             ready = self._for(len(images))
             ready.program.feed(images)
-            machine.team.run(ready.operations)
+            self._launch(ready)
             found = {name: self._result(ready, name) for name in self._results}
         read = () if self._trusted else (images,)
         for array in (*read, *found.values()):
             if not finite(array):
                 return _spoiled(found, read)
         return found
+
+    def _launch(self, ready: _Ready) -> None:
+        team, watch = self._machine.team, self._machine.watch
+        if watch is None:
+            team.run(ready.operations, owner=ready)
+            return
+        times = np.zeros((len(ready.operations) + 1, 2), np.int64)
+        team.run(ready.operations, times, owner=ready)
+        watch(ready.program, times)
+
+    @property
+    def programs(self) -> dict[int, Program]:
+        """Those that are ready, by the number of images."""
+        return {images: ready.program for images, ready in self._ready.items()}
+
+    def prepare(self, images: int, plans: Mapping[str, Plan], kept: Kept) -> _Ready:
+        """A program of other plans, for :meth:`use`."""
+        return self._prepare(images, plans, kept)
+
+    def use(self, images: int, ready: _Ready) -> None:
+        """Run this program from now on, for so many images."""
+        with self._machine.lock:
+            self._ready[images] = ready
 
     def _for(self, images: int) -> _Ready:
         ready = self._ready.get(images)
@@ -170,7 +206,9 @@ class Kernels:
                 remedy="Run fewer at a time, or use --backend onnxruntime",
             ) from error
 
-    def _prepare(self, images: int) -> _Ready:
+    def _prepare(
+        self, images: int, plans: Mapping[str, Plan] | None = None, kept: Kept | None = None
+    ) -> _Ready:
         machine, lowered = self._machine, self._part.lower(images)
         program = Program(
             lowered.steps,
@@ -179,8 +217,9 @@ class Kernels:
             self._results,
             machine.costs,
             machine.threads,
-            machine.plans,
+            machine.plans(images) if plans is None else plans,
             machine.space,
+            kept,
         )
         found = machine.jit.addresses({one.kernel: one.build for one in program.operations})
         rows = [

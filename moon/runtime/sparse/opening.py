@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moon.runtime.sparse.memory import Guard
     from moon.runtime.sparse.model import Model, Value
     from moon.runtime.sparse.plan import Plan
+    from moon.runtime.sparse.tuning import Tuning
 
 __all__ = ["Opened", "Options", "open_model", "verified_here"]
 
@@ -43,6 +44,7 @@ class Options:
     spin: bool
     guard: Guard | None
     warn: Callable[[str], None]
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +150,10 @@ def _divided(model: Model, options: Options) -> Opened:
     except BackendError as error:
         raise _WholeError(error.cause) from error
     _check_worth(division, options.force)
+    if options.tuning is not None and options.tuning.hands_over and not options.force:
+        raise _WholeError("it was faster when both were measured on this CPU")
     foreign = _sessions(model, division, options)
-    machine = Machine(options.threads, options.isa, options.guard, options.plans)
+    machine = Machine(options.threads, options.isa, options.guard, options.plans, options.tuning)
     (given,) = model.inputs
     with _closed_unless_done(machine):
         parts = [

@@ -20,7 +20,7 @@ from moon.runtime.sparse.layout import Planes
 
 __all__ = [
     "EXACT_FROM", "FAR", "Costs", "Plan", "Weights", "candidates", "choose", "copied_vectors",
-    "halo", "readings", "sound", "written",
+    "cut", "halo", "readings", "sound", "written",
 ]  # fmt: skip
 
 # Registers for sums: tiles by rows together, for 32 registers of sixteen floats.
@@ -29,6 +29,9 @@ _BLOCK_BYTES = (16_384, 24_576, 32_768, 65_536, 262_144, 524_288, 1 << 30)
 # Columns lie at offsets below this, in vectors.
 FAR = 1 << 16
 _MOST_TILE = 16
+_MOST_SUMS = 24
+# Of a vector's cost, by the lanes that are computed.
+_SAVED = {4: 0.5, 8: 0.3, LANES: 0.0}
 # From tiles of so many vectors on, lists of nonzeros are not padded.
 EXACT_FROM = 3
 # Planes of fewer vectors are fetched as a whole by what is read of them.
@@ -186,6 +189,25 @@ def copied_vectors(geometry: Geometry, plan: Plan) -> int:
     return plan.tile + (halo(geometry) if plan.reading == "rows" else 0)
 
 
+def cut(planes: Planes, plan: Plan) -> list[tuple[int, int, int, int]]:
+    """The tiles of planes: vectors, lanes of the last one, where they begin, how many there are.
+
+    Of a last vector with few pixels only a part is computed, and where nothing is copied it joins
+    the tile before it.
+    """
+    vectors, tile = planes.vectors, plan.tile
+    pixels = planes.pixels - LANES * (vectors - 1)
+    tail = next(lanes for lanes in (4, 8, LANES) if pixels <= lanes)
+    last = vectors % tile or tile
+    if tail == LANES:
+        last = vectors % tile
+    elif last == 1 and plan.reading in IN_PLACE and 1 < tile < vectors:
+        # Unless its sums would not fit the registers.
+        last = tile + 1 if (tile + 1) * plan.together <= _MOST_SUMS else 1
+    found = [(tile, LANES, 0, (vectors - last) // tile), (last, tail, vectors - last, 1)]
+    return [part for part in found if part[0] and part[3]]
+
+
 def sound(geometry: Geometry, plan: Plan) -> bool:
     """Whether a plan, wherever it comes from, can be carried out for this geometry."""
     known = plan.together in _TILES and plan.reading in readings(geometry) and plan.block >= 1
@@ -266,19 +288,19 @@ def _cost(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> flo
     multiply = costs.multiply * plan.together
     # Loads and multiply-adds go on side by side; a little of the lesser shows.
     lesser = min(load, multiply) * 0.15
-    each = plan.tile * (max(load, multiply) + lesser) + costs.weight * (1 if alone else 2)
-    outputs = (2 if blocks > 1 else 1) * plan.tile * plan.together * costs.far
-    passes = units * blocks * (costs.row + outputs)
+    each = max(load, multiply) + lesser
+    outputs = (2 if blocks > 1 else 1) * plan.together * costs.far
     copies = {"direct": 0.0, "frame": 0.0, "gather": costs.gather}.get(plan.reading, costs.copy)
-    copied = weights.columns * column * copies
-    vectors = written(geometry, plan.reading).vectors
-    # The rest of a plane is a tile of its own, as dear in weights and rows.
-    extra = costs.weight * steps + units * blocks * costs.row if vectors % plan.tile else 0.0
-    return (
-        vectors / plan.tile * (steps * each + passes + copied)
-        + extra
-        + _around(geometry, weights, costs, plan)
-    )
+    made = written(geometry, plan.reading)
+    parts = cut(made, plan)
+    tiles = sum(count for _, _, _, count in parts)
+    # Of the last vector only a part may be computed.
+    vectors = made.vectors - _SAVED[parts[-1][1]]
+    by_tile = steps * costs.weight * (1 if alone else 2) + units * blocks * costs.row
+    by_vector = steps * each + units * blocks * outputs
+    copied = made.vectors / plan.tile * weights.columns * column * copies
+    around = _around(geometry, weights, costs, plan)
+    return tiles * by_tile + vectors * by_vector + copied + around
 
 
 def _around(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> float:

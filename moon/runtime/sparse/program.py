@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from moon.runtime.sparse import steps as st
 from moon.runtime.sparse.conv_weights import ConvWeights
-from moon.runtime.sparse.convolution import Convolution, Places
+from moon.runtime.sparse.convolution import CALLS, Convolution, Places
 from moon.runtime.sparse.frame import Frame, frame_of
 from moon.runtime.sparse.geometry import Geometry
+from moon.runtime.sparse.kept import Kept
 from moon.runtime.sparse.kernels_conv import ConvKernel, build_conv
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Arena, Life, Reach, Space
@@ -40,10 +41,13 @@ class Program:
         plans: by what convolutions make, plans to use instead of those chosen; one that does not
             fit is passed over.
         space: gives its memory.
+        kept: of other programs of the same steps; what is made is kept there, too.
 
     Attributes:
+        images: in a run.
         convolutions: by what they make, each with its geometry.
         operations: what the driver calls, in order.
+        steps: as they are run, each with the number of its operations.
         nbytes: of activations, scratch memory and encoded convolutions.
     """
 
@@ -57,10 +61,13 @@ class Program:
         threads: int,
         plans: Mapping[str, Plan] | None = None,
         space: Space | None = None,
+        kept: Kept | None = None,
     ) -> None:
+        self._kept = kept
         self._tensors, self._source = dict(tensors), source
         self._costs, self._threads, self._plans = costs, threads, dict(plans or {})
         self._space = space or Space()
+        self.images = self._planes(source).images
         self.convolutions: dict[str, tuple[Convolution, Geometry]] = {}
         # The same by what they make in a frame.
         self._made: dict[str, tuple[Convolution, Geometry]] = {}
@@ -70,10 +77,17 @@ class Program:
         self._site = Site(self._tensors, self._arena, self._space)
         self._take_scratch()
         self.operations: list[Operation] = []
+        self.steps: list[tuple[st.Step, int]] = []
         for step in prepared:
-            self.operations += self._calls(step)
+            calls = self._calls(step)
+            self.operations += calls
+            self.steps.append((step, len(calls)))
         streams = sum(c.nbytes for c, _ in self.convolutions.values())
         self.nbytes = self._arena.nbytes + self._scratch.nbytes + streams
+
+    def tensor(self, name: str) -> st.Tensor:
+        """The shape of what a step reads or makes."""
+        return self._tensors[name]
 
     def result(self, name: str) -> NDArray[np.float32]:
         """A tensor as ONNX has it: [images, channels, height, width] or [images, features].
@@ -166,14 +180,27 @@ class Program:
         return tensor
 
     def _prepared(self, step: st.Conv, geometry: Geometry) -> Convolution:
-        weights = ConvWeights(step.weight, step.groups)
+        weights = None if self._kept is None else self._kept.weights.get(step.target)
+        if weights is None:
+            weights = ConvWeights(step.weight, step.groups)
         plan = self._plans.get(step.target)
-        if plan is None or not sound(geometry, plan):
-            plan = choose(geometry, weights.summary(geometry), self._costs)
+        if plan is not None and sound(geometry, plan):
+            try:
+                return self._with(step, weights, geometry, plan)
+            except ValueError:  # its columns lie too far apart
+                pass
+        plan = choose(geometry, weights.summary(geometry), self._costs)
+        return self._with(step, weights, geometry, plan)
+
+    def _with(
+        self, step: st.Conv, weights: ConvWeights, geometry: Geometry, plan: Plan
+    ) -> Convolution:
+        if self._kept is not None and (found := self._kept.convolutions.get((step.target, plan))):
+            return found
         tiles = -(-written(geometry, plan.reading).vectors // plan.tile)
         shared = self._threads > 1 and (tiles < 4 * self._threads and tiles % self._threads)
         parts = self._threads if shared else 1
-        return Convolution(
+        made = Convolution(
             weights,
             step.bias,
             geometry,
@@ -182,6 +209,10 @@ class Program:
             permute=self._costs.permute,
             space=self._space,
         )
+        if self._kept is not None:  # by itself it would hold the weights twice
+            self._kept.weights[step.target] = weights
+            self._kept.convolutions[step.target, plan] = made
+        return made
 
     def _lives(self, steps: Sequence[st.Step], results: Sequence[str]) -> dict[str, Life]:
         first = {self._source: -1}
@@ -200,7 +231,7 @@ class Program:
     def _take_scratch(self) -> None:
         most = max((c.scratch_bytes for c, _ in self.convolutions.values()), default=0)
         self._scratch_step = most if self._space.guard else -(-most // _PAGE) * _PAGE + _PAGE
-        self._scratch = self._space.take(self._scratch_step * self._threads)
+        self._scratch = self._space.take(self._scratch_step * self._threads * CALLS)
 
     # Operations.
 

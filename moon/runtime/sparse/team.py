@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from moon.errors import BackendError
 from moon.runtime.sparse.frames import Record, address
-from moon.runtime.sparse.kernels_driver import OPERATION, SYNC
+from moon.runtime.sparse.kernels_driver import OPERATION, PROGRESS, SYNC
 from moon.runtime.sparse.memory import aligned
 
 __all__ = ["Team"]
 
-_LEAD = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_LEAD = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
+)
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 # Looks before giving way: some tens of microseconds.
 _LOOKS = 2000
@@ -62,7 +64,12 @@ class Team:
             self.close()
             raise BackendError(f"{self.threads} threads cannot be started: {error}") from error
 
-    def run(self, operations: NDArray[np.int64], times: NDArray[np.int64] | None = None) -> None:
+    def run(
+        self,
+        operations: NDArray[np.int64],
+        times: NDArray[np.int64] | None = None,
+        owner: object = None,
+    ) -> None:
         """Run a table of operations.
 
         Args:
@@ -70,6 +77,7 @@ class Team:
                 the last one is a meeting.
             times: int64 [n + 1, 2], gets seconds and nanoseconds of a steady clock, before the
                 first operation and after each one.
+            owner: of all that operations point to; kept until no thread looks at it.
 
         Raises:
             ValueError: it is no such table.
@@ -87,12 +95,22 @@ class Team:
         if self._pid != os.getpid():
             self._finalizer.detach()
             self._start()
-        self._shared.set("operations", address(operations))
-        self._shared.set("count", len(operations))
         if times is not None and times.shape != (len(operations) + 1, 2):
             raise ValueError("no table of times")
-        self._shared.set("times", 0 if times is None else address(times))
-        self._lead(self._shared.address)
+        shared = self._shared
+        if self.threads > 1 and len(shared.progress) < len(operations) * PROGRESS.bytes:
+            shared.progress = aligned(len(operations) * PROGRESS.bytes)
+        about = (operations, times, shared.progress, owner)
+        shared.about.append(about)
+        self._lead(
+            shared.address,
+            address(operations),
+            len(operations),
+            address(shared.progress),
+            0 if times is None else address(times),
+        )
+        # It waited for all threads to be done with what was before.
+        shared.about[:] = [about]
 
     def close(self) -> None:
         """Let the threads end. There is no run after that."""
@@ -104,6 +122,9 @@ class _Shared:
 
     def __init__(self, threads: int) -> None:
         self._pid = os.getpid()
+        self.progress = np.zeros(0, np.uint8)
+        # What threads that are late may still be looking at.
+        self.about: list[Any] = []
         self._memory = aligned(SYNC.bytes).view(np.int64)
         self._semaphores = aligned(_SEMAPHORE_BYTES * threads)
         self._library = library = ctypes.CDLL(None, use_errno=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.runtime.sparse.conv_weights import ConvWeights
-from moon.runtime.sparse.convolution import Convolution, Places
+from moon.runtime.sparse.convolution import CALLS, Convolution, Places
 from moon.runtime.sparse.frame import Frame, frame_of
 from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.jit import Jit
@@ -181,7 +181,7 @@ def convolve(
         source=source_of(space, case, plan, convolution.reach),
         target=target,
         residual=residual,
-        scratch=buffer(space, step * threads),
+        scratch=buffer(space, step * threads * CALLS),
         scratch_step=step,
     )
     bounds = (-np.inf, np.inf) if apart else (case.low, case.high)

@@ -172,16 +172,19 @@ def _pool(g: RandomGraph, source: str) -> str | None:
 def _mean(g: RandomGraph, source: str) -> str:
     channels = g.shapes[source][0]
     way = g.chooser.pick(("global", "keep", "rows"))
+    over, reduce = g.chooser.pick(
+        (("GlobalAveragePool", "ReduceMean"), ("GlobalMaxPool", "ReduceMax"))
+    )
     if way == "global":
-        return g.put((channels, 1, 1), "GlobalAveragePool", source)
+        return g.put((channels, 1, 1), over, source)
     axes = g.chooser.pick(([2, 3], [-1, -2], [3, -2]))
     keep = int(way == "keep")
     shape = (channels, 1, 1) if keep else (channels,)
     if g.opset < 11:
         axes = [2, 3]
     if g.opset < 18:
-        return g.put(shape, "ReduceMean", source, axes=axes, keepdims=keep)
-    return g.put(shape, "ReduceMean", source, g.constant(axes, np.int64), keepdims=keep)
+        return g.put(shape, reduce, source, axes=axes, keepdims=keep)
+    return g.put(shape, reduce, source, g.constant(axes, np.int64), keepdims=keep)
 
 
 def _flat(g: RandomGraph, source: str) -> str | None:

@@ -9,8 +9,9 @@ from moon.runtime.sparse.conv_weights import ConvWeights
 from moon.runtime.sparse.convolution import Convolution, Places
 from moon.runtime.sparse.geometry import Window
 from moon.runtime.sparse.jit import Jit
+from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Space
-from moon.runtime.sparse.plan import Costs, Plan, candidates, choose, readings, sound
+from moon.runtime.sparse.plan import Costs, Plan, candidates, choose, cut, readings, sound
 
 from .convolving import Case, convolve, error, plans, random_case
 
@@ -88,6 +89,21 @@ def test_every_plan_of_the_cost_model_can_be_carried_out() -> None:
             found = candidates(case.geometry, weights, costs)
             assert all(sound(case.geometry, plan) for _, plan in found)
             assert choose(case.geometry, weights, costs) == found[0][1]
+
+
+@pytest.mark.parametrize("pixels", [1, 5, 16, 17, 20, 24, 49, 196, 200, 256])
+def test_tiles_cover_planes(pixels: int) -> None:
+    planes = Planes(1, 1, 1, pixels)
+    for tile in range(1, min(16, planes.vectors) + 1):
+        for together in (1, 4):
+            for reading in ("direct", "shift"):
+                parts = cut(planes, Plan(tile=tile, together=together, reading=reading, block=1))
+                covered = [first + i for size, _, first, n in parts for i in range(size * n)]
+                assert covered == list(range(planes.vectors))
+                size, lanes, first, _ = parts[-1]
+                done = 16 * (first + size - 1) + lanes if parts[-1][3] == 1 else 16 * planes.vectors
+                assert pixels <= done < pixels + 16
+                assert all(size <= tile for size, *_ in parts) or reading == "direct"
 
 
 def test_taps_far_apart_are_not_taken_for_each_other(jit: Jit) -> None:

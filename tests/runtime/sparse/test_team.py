@@ -20,7 +20,7 @@ from moon.runtime.sparse.frames import Layout, Record
 from moon.runtime.sparse.ir import I64
 from moon.runtime.sparse.jit import Jit
 from moon.runtime.sparse.kernel import Kernel
-from moon.runtime.sparse.kernels_driver import DRIVER, OPERATION
+from moon.runtime.sparse.kernels_driver import DRIVER, OPERATION, SYNC
 from moon.runtime.sparse.team import Team
 
 MIX = Layout("source", "target", "count")
@@ -172,6 +172,26 @@ def test_a_child_that_was_forked_has_threads_of_its_own(jit: Jit, teams: Any) ->
         os.waitpid(child, 0)
     assert done and status == 0
     assert np.array_equal(work.result(team), work.expected())
+
+
+def test_nobody_waits_for_threads_that_do_not_wake_up(jit: Jit, teams: Any) -> None:
+    team, work = teams(4), Work(jit)
+    shared = team._shared
+    shared.set("post", int(shared._memory[SYNC["give_way"] // 8]))  # which wakes nobody
+    for _ in range(20):
+        assert np.array_equal(work.result(team), work.expected())
+
+
+def test_threads_that_are_late_find_nothing_to_do(jit: Jit, teams: Any) -> None:
+    team, works = teams(3), [Work(jit, steps) for steps in (40, 1)]
+    shared = team._shared
+    post = int(shared._memory[SYNC["post"] // 8])
+    for i in range(300):
+        work = works[i % 2]
+        # Woken every third time alone: they come with what runs before have left them.
+        shared.set("post", post if i % 3 else int(shared._memory[SYNC["give_way"] // 8]))
+        assert np.array_equal(work.result(team), work.expected())
+    assert len(shared.about) == 1
 
 
 def test_idle_threads_take_no_time(jit: Jit, teams: Any) -> None:

@@ -2,7 +2,7 @@
 
 `registers`: independent sums in registers, no memory at all. `memory`: the same with one operand of
 each read from the first cache, aligned, as a convolution's kernel reads its image; no kernel is
-faster than that. Both are the best of many short runs, taken between those of the engines.
+faster than that. Both are the best of many short runs, taken between those that are compared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 from moon.runtime.sparse.cache import Cache
 from moon.runtime.sparse.jit import Jit, fingerprint
 
+__all__ = ["KINDS", "Limits"]
+
 LANES = 16  # floats in a vector of the kernels; the CPU's may be narrower
 SUMS = (3, 4, 6, 8, 10, 12)
 TURNS = 40_000
@@ -27,12 +29,19 @@ KINDS = ("registers", "memory")
 class Limits:
     """Measured over and over; the best counts.
 
+    Args:
+        isa: instruction set, "native" for the best there is.
+
+    Attributes:
+        isa: the one in use.
+
     Raises:
+        UsageError: there is no such instruction set.
         BackendError, MissingExtraError: this machine cannot compile kernels.
     """
 
-    def __init__(self) -> None:
-        jit = Jit("native", Cache(), fingerprint=fingerprint(__name__))
+    def __init__(self, isa: str = "native") -> None:
+        jit = Jit(isa, Cache(), fingerprint=fingerprint(__name__))
         self.isa = jit.isa
         builds = {
             f"limit_{kind}_{sums}": _builder(f"limit_{kind}_{sums}", sums, kind == "memory")
@@ -87,7 +96,7 @@ def _write(module: Any, name: str, sums: int, memory: bool) -> None:
     vector = ir.VectorType(ir.FloatType(), LANES)
     kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, i64])
     function = ir.Function(module, kind, name)
-    fma = ir.Function(module, ir.FunctionType(vector, [vector] * 3), "llvm.fma.v16f32")
+    fma = ir.Function(module, ir.FunctionType(vector, [vector] * 3), "llvm.fmuladd.v16f32")
     source, target, turns = function.args
     entry, loop, done = (function.append_basic_block(word) for word in ("entry", "loop", "done"))
     b = ir.IRBuilder(entry)
