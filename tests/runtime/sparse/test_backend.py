@@ -61,8 +61,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("options", "threads"), [({}, 1), *((one, 2) for one in KINDS)], ids=str)
 def test_decisions_are_those_of_onnx_runtime(
     made: Make, pixels: NDArray[np.uint8], options: dict[str, Any], threads: int
 ) -> None:

@@ -204,7 +204,7 @@ print(output())
 
 def test_processes_at_once_with_an_empty_cache(tmp_path: Path, expected: str) -> None:
     folder = {"MOON_CACHE_DIR": str(tmp_path / "shared")}
-    processes = [started(PRINT, folder) for _ in range(4)]
+    processes = [started(PRINT, folder) for _ in range(3)]
     for process in processes:
         out, errors = process.communicate(timeout=120)
         assert process.returncode == 0 and not errors, errors

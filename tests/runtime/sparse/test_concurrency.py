@@ -97,7 +97,7 @@ def _whole() -> SparseEngine:
 @pytest.mark.parametrize("make", [lambda: engaged(network()[0], threads=3), _parts, _whole])
 def test_between_calls_nothing_is_computed(make: Callable[[], SparseEngine]) -> None:
     engine, x = make(), np.concatenate([network()[1]] * 8)
-    for _ in range(3):
+    for _ in range(2):
         engine.run(x)
         time.sleep(0.05)
         before = time.process_time()
@@ -161,7 +161,7 @@ for one in (engine, engine, other):
     threading.Thread(target=call, args=(one,), daemon=True).start()
 time.sleep(0.15)
 """
-    for _ in range(3):
+    for _ in range(2):
         script(text)
 
 

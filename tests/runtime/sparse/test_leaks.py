@@ -91,7 +91,7 @@ def test_engines_come_and_go(closed: bool) -> None:
         if closed:
             engine.close()
 
-    grown = growth(step, 10, 40)
+    grown = growth(step, 6, 20)
     end = time.monotonic() + 10
     while time.monotonic() < end:
         if not [one for one in threading.enumerate() if one.name.startswith("moon-engine")]:

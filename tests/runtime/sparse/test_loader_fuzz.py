@@ -25,18 +25,18 @@ def _fuzz(seed: int, count: int) -> Judge:
 
 def test_the_models_that_are_broken_are_right_before(engine_cache: None) -> None:
     judge, whole = Judge(), 0
-    for data in dict.fromkeys(seeds()):
+    for data in list(dict.fromkeys(seeds()))[::2]:
         judge.check(data)
         whole += opened(data).isa == ""
     judge.close()
-    assert judge.seen["agreed"] > 50 and not judge.seen["ran alone"]
+    assert judge.seen["agreed"] > 25 and not judge.seen["ran alone"]
     assert judge.seen["refused"] < 3  # paddings that ONNX Runtime makes negative
     assert whole < 2
 
 
 def test_some_broken_models(engine_cache: None) -> None:
-    judge = _fuzz(0, 600)
-    assert judge.seen["refused"] > 100 and judge.seen["agreed"] > 50, judge.seen
+    judge = _fuzz(0, 250)
+    assert judge.seen["refused"] > 40 and judge.seen["agreed"] > 20, judge.seen
 
 
 @pytest.mark.slow

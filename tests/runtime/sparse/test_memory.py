@@ -112,9 +112,9 @@ def test_a_guard_catches_the_first_byte_beyond(guard: str, at: int, dies: bool) 
 @pytest.mark.parametrize("guard", ["after", "before"])
 def test_convolutions_stay_within_their_memory(guard: str) -> None:
     done = python("from tests.runtime.sparse.guarded import main; import sys; "
-                  "main(sys.argv[1], 100, 140)", guard)  # fmt: skip
+                  "main(sys.argv[1], 100, 120)", guard)  # fmt: skip
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) > 80
+    assert int(done.stdout.split()[-1]) > 40
 
 
 CARELESS = """

@@ -73,7 +73,7 @@ KINDS = (*ON_PLANES, "linear", "flat on rows", "point on rows")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_operator(process: Isolated, kind: str) -> None:
-    @examples(80 if kind in ("conv", "pool") else 20)
+    @examples(40 if kind in ("conv", "pool") else 20)
     @given(st.data())
     def check(data: Any) -> None:
         g, name = single(Drawn(data), kind)
@@ -84,7 +84,7 @@ def test_one_operator(process: Isolated, kind: str) -> None:
     check()
 
 
-@examples(40)
+@examples(25)
 @given(data=st.data())
 def test_many_operators(process: Isolated, data: Any) -> None:
     g = start(Drawn(data))
@@ -94,7 +94,7 @@ def test_many_operators(process: Isolated, data: Any) -> None:
 @pytest.mark.parametrize("block", range(4))
 def test_long_graphs(process: Isolated, block: int) -> None:
     """Drawn evenly: hypothesis prefers what is short and simple."""
-    for seed in range(block * 20, block * 20 + 20):
+    for seed in range(block * 8, block * 8 + 8):
         g = start(Seeded(seed))
         try:
             agree(process, g, *grow(g, g.chooser.whole(5, 25), left=True))

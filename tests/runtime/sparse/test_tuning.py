@@ -148,7 +148,7 @@ READINGS = ("direct", "frame", "shift", "rows", "gather")
 
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("together", [1, 2, 4])
-@pytest.mark.parametrize("tile", [1, 7, 16, 17, 1 << 30])
+@pytest.mark.parametrize("tile", [1, 16, 1 << 30])
 def test_plans_that_cannot_be_are_passed_over(reading: str, together: int, tile: int) -> None:
     graph = Graph(12, 24, 24)
     y = graph.add("Relu", graph.conv("x", 20, 12))
