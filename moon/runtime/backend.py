@@ -77,7 +77,7 @@ def open_backend(
     name: str = DEFAULT,
     *,
     threads: int = 1,
-    spin: bool = True,
+    spin: bool | None = None,
     warn: Callable[[str], None] = _silent,
 ) -> Backend:
     """Load a bundle, or the bytes of an ONNX graph like a bundle's, into a backend.
@@ -86,7 +86,8 @@ def open_backend(
         model: the bundle or ONNX bytes.
         name: one of :data:`NAMES`.
         threads: threads for one inference; 0 leaves it to the backend.
-        spin: let idle threads spin, which is faster and keeps the cores busy.
+        spin: let idle threads spin between runs, which is faster and keeps the cores busy; None
+            for what the backend does by itself: ``onnxruntime`` does, ``sparse`` does not.
         warn: told, in a line, of what may make the backend slower than expected.
 
     Raises:
@@ -99,7 +100,7 @@ def open_backend(
         from moon.runtime.onnxruntime import OnnxRuntime
 
         data, precision = _model(model)
-        return OnnxRuntime(data, threads=threads, spin=spin, precision=precision)
+        return OnnxRuntime(data, threads=threads, spin=spin is not False, precision=precision)
     if name == "sparse":
         from moon.runtime.sparse.backend import SparseBackend
         from moon.runtime.sparse.stored import find
@@ -109,7 +110,7 @@ def open_backend(
         if passed_over:
             warn(passed_over)
         return SparseBackend(
-            data, threads=threads, spin=spin, precision=precision, warn=warn, tuning=tuning
+            data, threads=threads, spin=bool(spin), precision=precision, warn=warn, tuning=tuning
         )
     if name == "fake":
         from moon.runtime.fake import FakeBackend

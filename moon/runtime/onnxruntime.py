@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moon.errors import BackendError
+from moon.runtime.ending import UNDER_WAY
 
-__all__ = ["OnnxRuntime", "open_session"]
+__all__ = ["OnnxRuntime", "open_session", "run_session"]
 
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
@@ -22,7 +24,7 @@ def open_session(
     Args:
         model: an ONNX file, or its path: values in other files are looked for beside it.
         threads: threads for one inference; 0 for as many as there are cores.
-        spin: let idle threads spin.
+        spin: let idle threads spin between runs.
         optimise: let it change the graph.
 
     Raises:
@@ -39,13 +41,31 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # its warnings go straight to stderr
     if not spin:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Within a run they do: there is more to do in a moment.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        with UNDER_WAY:
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class but Exception
         raise BackendError(f"ONNX Runtime cannot load the model: {error}") from error
+
+
+def run_session(
+    session: Any, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Outputs of these names, of an ``onnxruntime.InferenceSession``.
+
+    Raises:
+        BackendError: ONNX Runtime fails.
+    """
+    try:
+        with UNDER_WAY:
+            values = session.run(names, feeds)
+    except Exception as error:  # its exceptions share no base class but Exception
+        raise BackendError(f"ONNX Runtime failed: {error}") from error
+    return dict(zip(names, values, strict=True))
 
 
 class OnnxRuntime:
@@ -91,11 +111,7 @@ class OnnxRuntime:
             if not self._takes_threshold:
                 raise BackendError("the graph's threshold is not an input, so it is fixed")
             feeds["threshold"] = np.array(threshold, dtype=np.float32)
-        try:
-            values = self._session.run(None, feeds)
-        except Exception as error:  # its exceptions share no base class but Exception
-            raise BackendError(f"ONNX Runtime failed: {error}") from error
-        return dict(zip(self.outputs, values, strict=True))
+        return run_session(self._session, self.outputs, feeds)
 
     def info(self) -> dict[str, Any]:
         """Name, version, provider, precision and threads."""

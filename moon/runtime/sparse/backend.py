@@ -22,7 +22,7 @@ class SparseBackend:
     Args:
         model: the ONNX file.
         threads: threads for one inference; 0 for as many cores as this process may use.
-        spin: let idle threads spin, where ONNX Runtime runs the whole model.
+        spin: let idle threads spin between runs, where ONNX Runtime runs the whole model.
         precision: what the graph computes in, for :meth:`info`.
         warn: told, in a line, of what may make it slower than expected.
         tuning: what was measured of this model on this CPU.
@@ -39,7 +39,7 @@ class SparseBackend:
         model: bytes,
         *,
         threads: int = 1,
-        spin: bool = True,
+        spin: bool = False,
         precision: str = "fp32",
         warn: Callable[[str], None],
         tuning: Tuning | None = None,

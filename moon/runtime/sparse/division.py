@@ -7,6 +7,7 @@ behind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.lower import Lowered, lower
 from moon.runtime.sparse.model import Model, Node, Value
 from moon.runtime.sparse.probe import probe
-from moon.runtime.sparse.steps import Conv, Linear, Point, Step
+from moon.runtime.sparse.steps import Conv, Linear, Rows, Tensor
 from moon.runtime.sparse.worth import LITTLE, Effort, pays
 
 __all__ = ["MOST_BYTES", "Division", "Foreign", "Native", "divide"]
@@ -84,14 +85,12 @@ class Division:
         first: the first node that ONNX Runtime runs, and why; "" where there is none.
         effort: of what the engine runs.
         refused: of the most it could have run and did not.
-        flaw: what is wrong with numbers of the model; "" where nothing is.
     """
 
     parts: tuple[Native | Foreign, ...]
     first: str
     effort: Effort
     refused: Effort
-    flaw: str
 
     @property
     def native(self) -> int:
@@ -136,7 +135,7 @@ class _Dividing:
         self.nodes = list(model.nodes)
         self._parts: list[Native | Foreign] = []
         self._effort = self._refused = Effort()
-        self._first = self._flaw = ""
+        self._first = ""
         (value,) = model.inputs
         self._input = value
         shape = value.shape or (None,)
@@ -145,7 +144,7 @@ class _Dividing:
 
     def result(self) -> Division:
         """All of it."""
-        return Division(tuple(self._parts), self._first, self._effort, self._refused, self._flaw)
+        return Division(tuple(self._parts), self._first, self._effort, self._refused)
 
     def from_input(self) -> None:
         """Take what follows from the input."""
@@ -217,14 +216,20 @@ class _Dividing:
         part = replace(
             self._model,
             nodes=tuple(node for node in after if node not in rest),
-            outputs=tuple(Value(one, _FLOAT, None) for one in results),
+            outputs=tuple(self._value(one, lowered.tensors[one]) for one in results),
         )
         self._parts.append(Native(name, given, part, lowered, fixed))
         self._known |= {value.name: value for value in part.outputs}
         self.nodes = list(lowered.rest)
         self._effort += effort
-        self._flaw = self._flaw or _flaw(lowered.steps)
         return lowered
+
+    def _value(self, name: str, tensor: Tensor) -> Value:
+        """With its shape: by it ONNX Runtime checks a part before it runs, not while it does."""
+        shape = self._input.shape or (None,)
+        if isinstance(tensor, Rows):
+            return Value(name, _FLOAT, (shape[0], tensor.features))
+        return Value(name, _FLOAT, (shape[0], tensor.channels, tensor.height, tensor.width))
 
     def _wanted(self, readers: Iterable[Node]) -> set[str]:
         """Names that these nodes, or who runs the model, read."""
@@ -258,7 +263,7 @@ def _planes(value: Value | None, fixed: int | None) -> Planes | None:
     images = fixed or 1
     if len(sizes) < 3 or (fixed is not None and value.shape[0] != fixed):
         return None
-    if 4 * int(np.prod(sizes)) > MOST_BYTES or images > _MOST_IMAGES:
+    if 4 * math.prod(sizes) > MOST_BYTES or images > _MOST_IMAGES:
         return None
     return Planes(sizes[0], images, sizes[1], sizes[2])
 
@@ -266,15 +271,3 @@ def _planes(value: Value | None, fixed: int | None) -> Planes | None:
 def _spelled(value: Value) -> str:
     shape = "of any shape" if value.shape is None else [size or "N" for size in value.shape]
     return f"{value.dtype or 'no tensor'} {str(shape).replace(chr(39), '')}"
-
-
-def _flaw(steps: Iterable[Step]) -> str:
-    for step in steps:
-        held = []
-        if isinstance(step, (Conv, Linear)):
-            held = [step.weight, step.bias]
-        elif isinstance(step, Point) and step.numbers is not None:
-            held = [step.numbers]
-        if not all(np.isfinite(values).all() for values in held):
-            return f"{step.node} has weights that are NaN or infinite"
-    return ""

@@ -47,8 +47,8 @@ class SparseEngine:
         force: let the engine run all it can, worth it or not, and on any system.
         plans: how convolutions are done, by the tensors they make, instead of what is chosen.
         tuning: what :func:`moon.runtime.sparse.tune.tune` found for this model on this CPU.
-        spin: let idle threads of ONNX Runtime spin, where it runs the whole model. Other threads
-            sleep between runs.
+        spin: let idle threads of ONNX Runtime spin between runs, where it runs the whole model.
+            Other threads always sleep then.
         warn: told, in a line, of what may make it slower than expected.
         guard: for finding errors, see :class:`moon.runtime.sparse.memory.Space`.
 
@@ -74,7 +74,7 @@ class SparseEngine:
         isa: str = "native",
         force: bool = False,
         plans: Mapping[str, Plan] | None = None,
-        spin: bool = True,
+        spin: bool = False,
         warn: Callable[[str], None] = _silent,
         guard: Guard | None = None,
         tuning: Tuning | None = None,
@@ -86,10 +86,12 @@ class SparseEngine:
         )  # fmt: skip
         opened = open_model(model if isinstance(model, bytes) else os.fspath(model), options)
         self._parts, self._machine = opened.parts, opened.machine
-        self.inputs, self.optional, self.outputs = opened.inputs, opened.optional, opened.outputs
+        self.inputs, self.outputs = opened.inputs, opened.outputs
+        self.optional = frozenset(one.name for one in opened.optional)
         self.handed_over, self.layers = opened.handed_over, opened.layers
         self._constants = opened.constants
         self._required = {one.name for one in self.inputs}
+        self._optional = opened.optional
         # The caller's own array, or what the model keeps, is not given away.
         named = self._required | self.optional | set(self._constants)
         self._copied = named.intersection(self.outputs)
@@ -122,9 +124,10 @@ class SparseEngine:
             computes of an image overflows, all of it is NaN.
 
         Raises:
-            UsageError: the input has another type or shape, or holds NaN or infinity; or there
-                is no such input.
-            BackendError: ONNX Runtime fails at its part, or the engine is closed.
+            UsageError: an input has another type or shape, or one that must be fed holds NaN or
+                infinity; or there is no such input.
+            BackendError: ONNX Runtime fails at its part, there is no memory for the batch, or the
+                engine is closed.
         """
         if not isinstance(x, Mapping):
             if len(self.inputs) != 1:
@@ -137,13 +140,28 @@ class SparseEngine:
         values = self.run_all(x)
         if len(self.outputs) == 1:
             return values[self.outputs[0]]
-        return list(values.values())
+        return [self._own(values[name], i) for i, name in enumerate(self.outputs)]
 
     def run_all(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As :meth:`run`, the outputs by name and in order."""
         if self._closed:
             raise BackendError("the engine is closed", remedy="Open the model again")
         values = self._checked(feeds)
+        try:
+            return self._computed(values)
+        except MemoryError as error:
+            raise BackendError(
+                "there is not enough memory for so many images",
+                remedy="Run fewer at a time, or on a larger machine",
+            ) from error
+
+    def close(self) -> None:
+        """End the threads. There is no run after that."""
+        self._closed = True
+        if self._machine is not None:
+            self._machine.close()
+
+    def _computed(self, values: dict[str, Array]) -> dict[str, Array]:
         if self._machine is None:  # ONNX Runtime makes all of it, in order
             return self._parts[0].run(values)
         for part in self._parts:
@@ -169,11 +187,9 @@ class SparseEngine:
         feeds = x if isinstance(x, Mapping) else {self.inputs[0].name: x}
         return profiled(self, self._checked(feeds), runs)
 
-    def close(self) -> None:
-        """End the threads. There is no run after that."""
-        self._closed = True
-        if self._machine is not None:
-            self._machine.close()
+    def _own(self, value: Array, i: int) -> Array:
+        """One output; a graph may name the same twice."""
+        return np.array(value) if self.outputs[i] in self.outputs[:i] else value
 
     def _checked(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         values = dict(feeds)
@@ -185,6 +201,9 @@ class SparseEngine:
                 values[name] = np.asarray(x, order="C")
         for one in self.inputs:
             one.check(values[one.name])
+        for one in self._optional if len(values) > len(self._required) else ():
+            if one.name in values:
+                one.check(values[one.name])
         return values
 
     def _known(self, values: Mapping[str, Array]) -> bool:

@@ -42,11 +42,13 @@ class Input:
     Attributes:
         dtype: None for one that numpy lacks.
         shape: sizes, None for one that varies; None as a whole where nothing is known.
+        optional: it need not be fed, and is no image: its numbers may be anything.
     """
 
     name: str
     dtype: np.dtype[Any] | None
     shape: tuple[int | None, ...] | None
+    optional: bool = False
 
     @property
     def is_image(self) -> bool:
@@ -64,7 +66,7 @@ class Input:
             raise self._refused(x)
         if self.shape is not None:
             self._check_shape(x, self.shape)
-        if x.dtype.kind == "f" and not finite(x):
+        if not self.optional and x.dtype.kind == "f" and not finite(x):
             raise UsageError(f"the input {self.name} holds NaN or infinite values")
 
     def _check_shape(self, x: NDArray[Any], shape: tuple[int | None, ...]) -> None:
@@ -74,9 +76,11 @@ class Input:
             )
             if not fits:
                 raise self._refused(x)
-        if not x.ndim:
+        if bool(x.ndim) != bool(shape):
             raise self._refused(x)
-        if shape[0] not in (None, x.shape[0]):
+        if shape and shape[0] not in (None, x.shape[0]):
+            if self.optional:
+                raise self._refused(x)
             raise UsageError(f"the model is for {shape[0]} images at a time, not {len(x)}")
 
     def __str__(self) -> str:
@@ -84,7 +88,7 @@ class Input:
         if self.shape is None:
             return f"{self.dtype}"
         sizes = ["?" if size is None else str(size) for size in self.shape]
-        if sizes and sizes[0] == "?":
+        if sizes and sizes[0] == "?" and not self.optional:
             sizes[0] = "N"
         return f"{self.dtype} [{', '.join(sizes)}]"
 

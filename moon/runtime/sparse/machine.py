@@ -185,7 +185,7 @@ class Kernels:
     def _for(self, images: int) -> _Ready:
         ready = self._ready.get(images)
         if ready is None:
-            self._ready[images] = ready = self._prepare(images)
+            self._ready[images] = ready = self._prepared(images)
             if len(self._ready) > _MOST_READY:
                 self._ready.popitem(last=False)
         elif len(self._ready) > 1:
@@ -196,6 +196,15 @@ class Kernels:
     def _result(ready: _Ready, name: str) -> Array:
         view = ready.views.get(name)
         return np.array(ready.program.result(name) if view is None else view, order="C")
+
+    def _prepared(self, images: int) -> _Ready:
+        try:
+            return self._prepare(images)
+        except ValueError as error:  # one image is known to fit
+            raise BackendError(
+                f"{images} images are too many for the engine: {error}",
+                remedy="Run fewer at a time, or use --backend onnxruntime",
+            ) from error
 
     def _prepare(
         self, images: int, plans: Mapping[str, Plan] | None = None, kept: Kept | None = None

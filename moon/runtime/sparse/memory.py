@@ -101,7 +101,7 @@ def aligned(nbytes: int, reach: Reach = Reach()) -> NDArray[np.uint8]:  # noqa: 
             raw = _on_large_pages(nbytes + before + reach.after)
             return raw[before : before + nbytes]
         raw = np.zeros(nbytes + before + reach.after + _PAGE, np.uint8)
-    except (MemoryError, OSError, ValueError) as error:
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
         raise BackendError(
             f"there is no memory for {nbytes} bytes of the engine's",
             remedy="Run fewer images at a time, or on a larger machine",

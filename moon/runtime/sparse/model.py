@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,7 +69,7 @@ class Model:
         inputs: what must be fed.
         outputs: of the graph; one may be a constant or an input.
         opset, ir_version: of ONNX's own operators, and of the format.
-        optional: names of inputs that may be fed; else they are as in ``constants``.
+        feedable: inputs that may be fed; else they are as in ``constants``.
         domains: opsets of further domains.
         bfloat16: constants that are float32 here and bfloat16 in the file.
         file_size: in bytes; bounds what folding may allocate.
@@ -80,10 +81,15 @@ class Model:
     outputs: tuple[Value, ...]
     opset: int
     ir_version: int
-    optional: frozenset[str] = frozenset()
+    feedable: tuple[Value, ...] = ()
     domains: Mapping[str, int] = field(default_factory=dict)
     bfloat16: frozenset[str] = frozenset()
     file_size: int = 0
+
+    @cached_property
+    def optional(self) -> frozenset[str]:
+        """Names of what may be fed."""
+        return frozenset(value.name for value in self.feedable)
 
 
 def read_model(data: bytes) -> Model:
@@ -109,16 +115,17 @@ def read_model(data: bytes) -> Model:
         raise damaged("it names no version of the format or of its operators")
     constants, bfloat16 = _initializers(graph)
     given = [_value(value) for value in graph.children(_INPUTS)]
-    feedable = [value.name for value in given if value.name in constants]
+    needed = tuple(value for value in given if value.name not in constants)
+    feedable = tuple(value for value in given if value.name in constants)
     nodes = _nodes(graph, constants, bfloat16)
     model = Model(
         nodes=nodes,
         constants=constants,
-        inputs=tuple(value for value in given if value.name not in feedable),
+        inputs=needed,
         outputs=tuple(_value(value) for value in graph.children(_OUTPUTS)),
         opset=opset,
         ir_version=ir_version,
-        optional=frozenset(feedable if ir_version >= _IR_OPTIONAL_INPUTS else ()),
+        feedable=feedable if ir_version >= _IR_OPTIONAL_INPUTS else (),
         domains=domains,
         bfloat16=frozenset(bfloat16),
         file_size=len(data),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from moon.runtime.sparse.division import Division, Foreign
     from moon.runtime.sparse.machine import Kernels, Machine
     from moon.runtime.sparse.memory import Guard
-    from moon.runtime.sparse.model import Model
+    from moon.runtime.sparse.model import Model, Value
     from moon.runtime.sparse.plan import Plan
     from moon.runtime.sparse.tuning import Tuning
 
@@ -53,7 +54,7 @@ class Opened:
     Attributes:
         parts: in order.
         inputs: what must be fed.
-        optional: names of what may be fed.
+        optional: what may be fed.
         outputs: names, in the graph's order.
         handed_over: what ONNX Runtime runs, and why.
         layers: convolutions and linear layers that the engine runs, and those and the
@@ -64,7 +65,7 @@ class Opened:
 
     parts: Sequence[Kernels | Session]
     inputs: tuple[Input, ...]
-    optional: frozenset[str]
+    optional: tuple[Input, ...]
     outputs: tuple[str, ...]
     handed_over: str
     layers: tuple[int, int] = (0, 0)
@@ -102,6 +103,8 @@ def open_model(source: Source, options: Options) -> Opened:
         return _divided(model, options)
     except _WholeError as why:
         reason = str(why)
+    except MemoryError:
+        reason = "there is too little memory for the engine's tables"
     try:
         return _whole(source, reason, options)
     except BackendError as refused:
@@ -152,31 +155,50 @@ def _divided(model: Model, options: Options) -> Opened:
     foreign = _sessions(model, division, options)
     machine = Machine(options.threads, options.isa, options.guard, options.plans, options.tuning)
     (given,) = model.inputs
-    try:
+    with _closed_unless_done(machine):
         parts = [
             Kernels(part, machine, trusted=part.source == given.name)
             if isinstance(part, Native)
             else foreign[i]
             for i, part in enumerate(division.parts)
         ]
-    except ValueError as error:  # larger than the kernels' tables can say
-        machine.close()
-        raise _WholeError(f"it is too large for the engine: {error}") from error
     left = division.convolutions_left
     if left:
         options.warn(f"ONNX Runtime runs {left} of the convolutions; {division.first}")
     outputs = tuple(value.name for value in model.outputs)
-    shape = tuple(size if isinstance(size, int) else None for size in given.shape or ())
     return Opened(
         parts=parts,
-        inputs=(Input(given.name, given.dtype, shape),),
-        optional=model.optional,
+        inputs=(_input(given),),
+        optional=tuple(_input(value, optional=True) for value in model.feedable),
         outputs=outputs,
         handed_over=division.first,
         layers=(division.layers, division.layers + left),
         machine=machine,
         constants={name: model.constants[name] for name in outputs if name in model.constants},
     )
+
+
+@contextmanager
+def _closed_unless_done(machine: Machine) -> Iterator[None]:
+    """What goes wrong in preparing the kernels: ONNX Runtime has none of it."""
+    try:
+        yield
+    except ValueError as error:  # larger than the kernels' tables can say
+        machine.close()
+        raise _WholeError(f"it is too large for the engine: {error}") from error
+    except BackendError as error:  # no memory for it
+        machine.close()
+        raise _WholeError(error.cause) from error
+    except BaseException:
+        machine.close()
+        raise
+
+
+def _input(value: Value, *, optional: bool = False) -> Input:
+    shape = value.shape
+    if shape is not None:
+        shape = tuple(size if isinstance(size, int) else None for size in shape)
+    return Input(value.name, value.dtype, shape, optional)
 
 
 def _check_input(model: Model) -> None:
@@ -193,8 +215,6 @@ def _check_input(model: Model) -> None:
 def _check_worth(division: Division, force: bool) -> None:
     from moon.runtime.sparse.worth import LITTLE, shortfall
 
-    if division.flaw:
-        raise _WholeError(division.flaw)
     if not division.native:
         refused = division.refused
         why = shortfall(refused) or LITTLE if refused.dense else division.first
@@ -220,13 +240,9 @@ def _sessions(model: Model, division: Division, options: Options) -> dict[int, S
 
 def _cut(model: Model, part: Foreign) -> bytes:
     from moon.runtime.sparse.cut import cut
-    from moon.runtime.sparse.model import Value
 
     read = {name for node in part.nodes for name in (*node.inputs, *node.captured)}
-    fed = [
-        Value(name, model.constants[name].dtype, model.constants[name].shape)
-        for name in sorted(model.optional & read)
-    ]
+    fed = [value for value in model.feedable if value.name in read]
     return cut(model, [*part.inputs, *fed], part.outputs, part.nodes)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from moon.errors import BackendError
-from moon.runtime.onnxruntime import open_session
+from moon.runtime.onnxruntime import open_session, run_session
 from moon.runtime.sparse.input import Input, dtype_of
 
 __all__ = ["Session"]
@@ -22,11 +21,11 @@ class Session:
     Args:
         model: an ONNX file, or its path where values may lie in others beside it.
         threads: for one inference; 0 for all cores.
-        spin: let idle threads spin.
+        spin: let idle threads spin between runs.
 
     Attributes:
         inputs: what must be fed.
-        optional: names of what may be fed.
+        optional: what may be fed.
         outputs: names of what it makes, in the file's order.
 
     Raises:
@@ -40,8 +39,8 @@ class Session:
         session = self._session()
         self.inputs = tuple(_input(one) for one in session.get_inputs())
         self._required = [one.name for one in self.inputs]
-        overridable = [one.name for one in session.get_overridable_initializers()]
-        self.optional = frozenset(overridable)
+        overridable = session.get_overridable_initializers()
+        self.optional = tuple(_input(one, optional=True) for one in overridable)
         self.outputs = [one.name for one in session.get_outputs()]
 
     def reset(self) -> None:
@@ -55,14 +54,8 @@ class Session:
     def run(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Its results, in the file's order."""
         feeds = {name: values[name] for name in self._required}
-        for name in self.optional:
-            if name in values:
-                feeds[name] = values[name]
-        try:
-            found = (self._opened or self._session()).run(self.outputs, feeds)
-        except Exception as error:  # its exceptions share no base class but Exception
-            raise BackendError(f"ONNX Runtime failed: {error}") from error
-        return dict(zip(self.outputs, found, strict=True))
+        feeds |= {one.name: values[one.name] for one in self.optional if one.name in values}
+        return run_session(self._opened or self._session(), self.outputs, feeds)
 
     def _session(self) -> Any:
         with self._lock:
@@ -71,7 +64,7 @@ class Session:
             return self._opened
 
 
-def _input(node: Any) -> Input:
+def _input(node: Any, *, optional: bool = False) -> Input:
     # An empty shape is that of a scalar, or of a tensor of any rank.
     shape = tuple(size if isinstance(size, int) else None for size in node.shape) or None
-    return Input(node.name, dtype_of(node.type), shape)
+    return Input(node.name, dtype_of(node.type), shape, optional)

@@ -1,4 +1,4 @@
-"""A bundle of a small network, large and sparse enough for the engine to be worth it."""
+"""A bundle of a small network, sparse enough for the engine to be worth it."""
 
 from __future__ import annotations
 

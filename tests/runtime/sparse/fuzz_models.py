@@ -48,7 +48,7 @@ def _decoded() -> bytes:
 def _gated() -> bytes:
     """A decision by a threshold that may be fed."""
     g = Graph(2, 5, 6)
-    y = g.add("Flatten", g.add("Relu", g.conv("x", 4, 2, group=2)))
+    y = g.add("Flatten", g.add("Relu", g.conv("x", 4, 1, group=2)))
     y = g.add("Gemm", y, g.weight(120, 7, density=0.1), g.weight(7))
     top = g.add("ReduceMax", y, g.constant([1], np.int64), keepdims=0)
     threshold = g.constant(0.3)

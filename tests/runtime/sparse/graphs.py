@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -73,9 +72,14 @@ class Graph:
 
 def opened(model: Any, **options: Any) -> SparseEngine:
     """An engine that runs all it can itself, whether or not that is worth it."""
-    if "force" in signature(SparseEngine).parameters:
-        options = {"force": True, **options}
-    return SparseEngine(model, **options)
+    return SparseEngine(model, **{"force": True, **options})
+
+
+def engaged(model: Any, **options: Any) -> SparseEngine:
+    """The same, of a model of which nothing may be left to ONNX Runtime."""
+    engine = opened(model, **options)
+    assert engine.handed_over == "", engine.handed_over
+    return engine
 
 
 def lowered(graph: Graph, *outputs: str, images: int = 1, fixed: bool = False) -> Lowered:

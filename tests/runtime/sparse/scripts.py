@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .graphs import Graph, opened
+from .graphs import Graph, engaged
 
 __all__ = ["network", "output", "script", "started"]
 
@@ -19,7 +19,7 @@ _HEAD = """
 import os, signal, sys, threading, time
 import numpy as np
 from moon.errors import MoonError
-from tests.runtime.sparse.graphs import opened
+from tests.runtime.sparse.graphs import engaged
 from tests.runtime.sparse.scripts import network, output
 data, x = network()
 """
@@ -39,7 +39,7 @@ def network() -> tuple[bytes, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
 def output(threads: int = 1) -> str:
     """What the network makes, as text."""
     data, x = network()
-    found = opened(data, threads=threads).run(x)
+    found = engaged(data, threads=threads).run(x)
     assert isinstance(found, np.ndarray)
     return found.tobytes().hex()
 

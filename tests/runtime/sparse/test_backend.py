@@ -27,6 +27,8 @@ from .exported import export
 
 Make = Callable[..., Bundle]
 
+pytestmark = pytest.mark.usefixtures("small_pays")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Make:

@@ -148,6 +148,7 @@ def bare() -> Iterator[Path]:
 def test_a_home_that_cannot_be_written(bare: Path, expected: str) -> None:
     """As a user who owns nothing. The process becomes him once everything is imported."""
     text = f"""
+import moon.runtime.sparse.machine
 from moon.runtime.sparse.isa import available
 available()
 os.setgroups([])

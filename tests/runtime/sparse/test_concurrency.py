@@ -6,13 +6,15 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from moon.errors import BackendError
+from moon.runtime import SparseEngine
 
-from .graphs import opened
+from .graphs import Graph, engaged, opened
 from .scripts import network, script, started
 
 
@@ -29,7 +31,7 @@ def wait_until_no_threads() -> bool:
 
 def test_many_engines_and_many_callers_at_once() -> None:
     data, x = network()
-    engines = [opened(data, threads=1 + i % 3) for i in range(8)]
+    engines = [engaged(data, threads=1 + i % 3) for i in range(8)]
     expected = [engines[0].run(x[: n + 1]) for n in range(5)]
     wrong: list[object] = []
 
@@ -56,7 +58,7 @@ def test_many_engines_and_many_callers_at_once() -> None:
 
 def test_one_closes_while_others_run() -> None:
     data, x = network()
-    engine = opened(data, threads=2)
+    engine = engaged(data, threads=2)
     expected, ends = engine.run(x), []
 
     def call() -> None:
@@ -77,9 +79,24 @@ def test_one_closes_while_others_run() -> None:
     assert wait_until_no_threads()
 
 
-def test_between_calls_nothing_is_computed() -> None:
-    data, x = network()
-    engine = opened(data, threads=3)
+def _parts() -> SparseEngine:
+    """Some of it ONNX Runtime's."""
+    graph = Graph(3, 12, 16)
+    graph.conv(graph.add("Erf", graph.conv("x", 8, 3)), 8, 8)
+    engine = opened(graph.data(), threads=3)
+    assert engine.layers == (2, 2) and "Erf" in engine.handed_over
+    return engine
+
+
+def _whole() -> SparseEngine:
+    engine = SparseEngine(network()[0], threads=3)
+    assert engine.isa == ""
+    return engine
+
+
+@pytest.mark.parametrize("make", [lambda: engaged(network()[0], threads=3), _parts, _whole])
+def test_between_calls_nothing_is_computed(make: Callable[[], SparseEngine]) -> None:
+    engine, x = make(), np.concatenate([network()[1]] * 8)
     for _ in range(3):
         engine.run(x)
         time.sleep(0.05)
@@ -91,8 +108,8 @@ def test_between_calls_nothing_is_computed() -> None:
 
 def test_results_do_not_depend_on_what_ran_before() -> None:
     data, x = network()
-    engine = opened(data, threads=2)
-    expected = {n: opened(data).run(x[:n]).tobytes() for n in range(1, 6)}  # type: ignore[union-attr]
+    engine = engaged(data, threads=2)
+    expected = {n: engaged(data).run(x[:n]).tobytes() for n in range(1, 6)}  # type: ignore[union-attr]
     draw = random.Random(0)
     for _ in range(100):
         n = draw.randrange(1, 6)
@@ -103,7 +120,7 @@ def test_results_do_not_depend_on_what_ran_before() -> None:
 
 def test_forks_while_other_threads_run() -> None:
     script("""
-engine = opened(data, threads=3)
+engine = engaged(data, threads=3)
 expected = [engine.run(x[: n + 1]) for n in range(5)]
 stop = threading.Event()
 def call(n):
@@ -135,8 +152,8 @@ for caller in callers:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_interpreter_ends_while_a_thread_runs(threads: int) -> None:
     text = f"""
-engine = opened(data, threads={threads})
-other = opened(data, threads=2)
+engine = engaged(data, threads={threads})
+other = engaged(data, threads=2)
 def call(one):
     while True:
         one.run(np.concatenate([x] * 12))
@@ -150,7 +167,7 @@ time.sleep(0.15)
 
 def test_an_interrupt_while_running() -> None:
     process = started("""
-engine = opened(data, threads=2)
+engine = engaged(data, threads=2)
 expected = engine.run(x)
 big = np.concatenate([x] * 20)
 print("ready", flush=True)
@@ -184,7 +201,7 @@ def handle(*_):
     global count
     count += 1
 signal.signal(signal.SIGALRM, handle)
-engine = opened(data, threads=3)
+engine = engaged(data, threads=3)
 expected = engine.run(x)
 signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
 for _ in range(300):

@@ -17,6 +17,8 @@ from .graphs import Graph, reference
 
 Build = Callable[[Graph], object]
 
+pytestmark = pytest.mark.usefixtures("small_pays")
+
 
 def pad_first(g: Graph) -> None:
     wide = g.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64)
@@ -75,6 +77,19 @@ def test_parts_run_one_after_the_other(case: str, batch: int | str) -> None:
     assert engine.handed_over == division.first != "" and engine.isa
     expected = reference(graph.data(), x)[0]
     np.testing.assert_allclose(engine.run(x), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", ["N", 2])
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_part_reads_has_a_shape(case: str, batch: int | str) -> None:
+    """So that ONNX Runtime checks it before it runs."""
+    graph = Graph(16, 16, 32, batch=batch)
+    CASES[case][0](graph)
+    for part in divide(fold(read_model(graph.data()))).parts:
+        for value in part.inputs if isinstance(part, Foreign) else ():
+            assert value.shape is not None and len(value.shape) in (2, 4)
+            assert value.shape[0] in (batch, None)
+            assert all(isinstance(size, int) for size in value.shape[1:])
 
 
 @pytest.mark.parametrize("count", [0, 1, 70])

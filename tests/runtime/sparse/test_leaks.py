@@ -15,7 +15,7 @@ import pytest
 from moon.errors import UsageError
 from moon.runtime.sparse.engine import SparseEngine
 
-from .graphs import Graph, opened
+from .graphs import Graph, engaged
 from .scripts import network
 
 STATM = Path("/proc/self/statm")
@@ -42,7 +42,7 @@ def tiny() -> SparseEngine:
     graph = Graph(2, 4, 4)
     y = graph.add("Relu", graph.conv("x", 3, 2))
     graph.add("Gemm", graph.add("Flatten", y), graph.weight(48, 3), graph.weight(3))
-    return opened(graph.data())
+    return engaged(graph.data())
 
 
 def test_five_thousand_calls() -> None:
@@ -60,7 +60,7 @@ def test_a_hundred_thousand_calls() -> None:
 
 def test_batches_of_many_sizes() -> None:
     data, x = network()
-    engine, many = opened(data, threads=2), np.concatenate([x] * 3)
+    engine, many = engaged(data, threads=2), np.concatenate([x] * 3)
 
     def step() -> None:
         for count in range(1, 13):
@@ -86,7 +86,7 @@ def test_engines_come_and_go(closed: bool) -> None:
     data, x = network()
 
     def step() -> None:
-        engine = opened(data, threads=2)
+        engine = engaged(data, threads=2)
         engine.run(x)
         if closed:
             engine.close()

@@ -19,6 +19,7 @@ from moon.runtime.sparse.memory import Reach, aligned
 from moon.runtime.sparse.model import read_model
 
 from .graphs import Graph, lowered, opened, reference
+from .scripts import script
 from .test_lower import agree
 
 
@@ -72,6 +73,22 @@ def test_a_window_far_beyond_the_image_asks_for_no_memory(attributes: dict[str, 
     except BackendError:  # where ONNX Runtime refuses it, too
         return
     np.testing.assert_allclose(found, reference(graph.data(), graph.images(1))[0], rtol=1e-5)
+
+
+def test_a_large_window_on_a_batch_does_not_run_out_of_memory() -> None:
+    """16 MB of images; the indices of all their windows would take a gigabyte and more."""
+    script("""
+import resource
+from pathlib import Path
+from tests.runtime.sparse.graphs import Graph
+graph = Graph(1, 512, 512)
+graph.add("MaxPool", "x", kernel_shape=[8, 8])
+engine = engaged(graph.data())
+engine.run(graph.images(1))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29),) * 2)
+engine.run(graph.images(16))
+""")
 
 
 def test_memory_that_there_is_not_is_an_error_of_ours() -> None:

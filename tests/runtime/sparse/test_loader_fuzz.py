@@ -6,6 +6,7 @@ import pytest
 
 from .fuzz_models import seeds
 from .fuzzing import Judge, Mutator
+from .graphs import opened
 
 
 def _fuzz(seed: int, count: int) -> Judge:
@@ -23,11 +24,14 @@ def _fuzz(seed: int, count: int) -> Judge:
 
 
 def test_the_models_that_are_broken_are_right_before(engine_cache: None) -> None:
-    judge = Judge()
+    judge, whole = Judge(), 0
     for data in dict.fromkeys(seeds()):
         judge.check(data)
+        whole += opened(data).isa == ""
     judge.close()
-    assert judge.seen["agreed"] > 20 and not judge.seen["ran alone"]
+    assert judge.seen["agreed"] > 50 and not judge.seen["ran alone"]
+    assert judge.seen["refused"] < 3  # paddings that ONNX Runtime makes negative
+    assert whole < 2
 
 
 def test_some_broken_models(engine_cache: None) -> None:

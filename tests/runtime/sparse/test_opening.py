@@ -20,6 +20,8 @@ from moon.runtime.sparse import isa, opening
 from .graphs import Graph, reference
 from .test_division import middle
 
+pytestmark = pytest.mark.usefixtures("small_pays")
+
 
 def wide(density: float = 0.4, *, batch: int | str = "N") -> Graph:
     """One convolution of a million multiply-adds and more."""
@@ -141,7 +143,7 @@ def test_weights_that_are_not_finite(bad: float, force: bool) -> None:
     y = graph.add("Conv", "x", graph.constant(weight), pads=[1] * 4)
     graph.add("Relu", y)
     engine = SparseEngine(graph.data(), force=force)
-    assert engine.handed_over == "the whole model: n0 (Conv) has weights that are NaN or infinite"
+    assert engine.handed_over == "the whole model: n0 (Conv): a weight is NaN or infinite"
     assert not np.isfinite(engine.run(graph.images())).all()
 
 
@@ -216,13 +218,31 @@ def test_without_llvmlite_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     isa.llvm.cache_clear()
 
 
-def test_what_is_too_large_for_the_kernels_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **options: Any) -> None:
-        raise ValueError("a row has too many nonzeros")
+# What goes wrong in preparing kernels -> what is said.
+TOO_MUCH = [
+    (ValueError("the rows"), "too large for the engine: the rows", "2 images are too many"),
+    (MemoryError(), "too little memory for the engine's tables", "not enough memory for so many"),
+    (BackendError("there is no room"), "the whole model: there is no room", "there is no room"),
+]
 
+
+@pytest.mark.parametrize(("error", "at_first", "later"), TOO_MUCH, ids=str)
+def test_what_is_too_large_for_the_kernels(
+    error: Exception, at_first: str, later: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise error
+
+    data, x = wide().data(), wide().images(2)
+    ready = SparseEngine(data)
+    one = ready.run(x[:1])
     monkeypatch.setattr("moon.runtime.sparse.machine.Program", refuse)
-    engine = SparseEngine(wide().data())
-    assert "too large for the engine: a row has too many nonzeros" in engine.handed_over
+    engine = SparseEngine(data)
+    assert at_first in engine.handed_over and engine.isa == ""
+    assert np.array_equal(engine.run(x), reference(data, x)[0])
+    with pytest.raises(BackendError, match=later):
+        ready.run(x)
+    assert np.array_equal(ready.run(x[:1]), one)  # and goes on
 
 
 def test_convolutions_that_are_left_are_told_of() -> None:

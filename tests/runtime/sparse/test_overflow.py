@@ -18,6 +18,8 @@ from .graphs import Graph, reference
 
 Then = Callable[[Graph, str], str]
 
+pytestmark = pytest.mark.usefixtures("small_pays")
+
 THEN: dict[str, Then] = {
     "nothing": lambda g, y: y,
     "relu": lambda g, y: g.add("Relu", y),
