@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moon.cli.console import note, print_json
-from moon.cli.options import AsJson, Debug
+from moon.cli.options import AsJson, Backend, Debug
 
 
 def serve(
@@ -34,6 +34,7 @@ def serve(
             "--threshold", metavar="X", help="Accept scores >= X, not the calibrated one."
         ),
     ] = None,
+    backend: Backend = "onnxruntime",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -56,6 +57,7 @@ def serve(
         workers,
         token_file,
         threshold,
+        backend=backend,
         announce=announce,
         warn=lambda text: note(f"warning: {text}"),
     )

@@ -109,6 +109,7 @@ def open_backend(
         tuning, passed_over = (None, "") if isinstance(model, bytes) else find(model, data)
         if passed_over:
             warn(passed_over)
+        spin = bool(spin)
         return SparseBackend(
             data, threads=threads, spin=bool(spin), precision=precision, warn=warn, tuning=tuning
         )

@@ -33,6 +33,7 @@ def serve(
     token_file: str | os.PathLike[str] | None = None,
     threshold: float | None = None,
     *,
+    backend: str = "onnxruntime",
     announce: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> None:
@@ -50,6 +51,7 @@ def serve(
         token_file: holds the token that clients must send; needed unless the host is a
             loopback address.
         threshold: overrides the bundle's calibrated one, or stands in for it.
+        backend: what runs the model, see :data:`moon.runtime.backend.NAMES`.
         announce: called once with the address, when requests are answered; by default
             prints a line.
         warn: called with anything the user should know; by default a line on stderr.
@@ -57,7 +59,8 @@ def serve(
     Raises:
         UsageError: no token, a bad token file, host, port or number of workers.
         BundleError: the bundle is missing or damaged, or not calibrated and no threshold.
-        MissingExtraError: the extra ``serve`` is not installed.
+        BackendError: the backend cannot run here.
+        MissingExtraError: the extra ``serve``, or that of the backend, is not installed.
         MoonError: the port is taken, or the workers cannot start.
     """
     _require_extra()
@@ -71,18 +74,20 @@ def serve(
         )
     warn = warn or _complain
     with _temporary_environment(), closing(bind(host, port)) as listener:
-        name = _check_bundle(bundle, threshold, warn)
+        name = _check_bundle(bundle, threshold, backend, warn)
         address = url_of(listener)
         say = announce or (lambda url: _say(f"Serving {name} at {url} (ctrl-C stops it)"))
         _supervise(
             listener,
             workers,
-            _settings(os.fspath(bundle), threshold, token, workers),
+            _settings(os.fspath(bundle), threshold, token, workers, backend),
             lambda: say(address),
         )
 
 
-def _settings(bundle: str, threshold: float | None, token: str | None, workers: int) -> Settings:
+def _settings(
+    bundle: str, threshold: float | None, token: str | None, workers: int, backend: str
+) -> Settings:
     from moon.serve.settings import Settings
 
     grace = os.environ.get(GRACE_VARIABLE, str(Settings.grace_seconds))
@@ -92,6 +97,7 @@ def _settings(bundle: str, threshold: float | None, token: str | None, workers: 
         raise UsageError(f"{GRACE_VARIABLE} must be a number of seconds, got {grace!r}") from error
     return Settings(
         bundle=bundle,
+        backend=backend,
         threshold=threshold,
         token=token,
         threads=max(1, min(8, (os.cpu_count() or 1) // workers)),
@@ -101,12 +107,16 @@ def _settings(bundle: str, threshold: float | None, token: str | None, workers: 
 
 
 def _check_bundle(
-    bundle: str | os.PathLike[str], threshold: float | None, warn: Callable[[str], None]
+    bundle: str | os.PathLike[str],
+    threshold: float | None,
+    backend: str,
+    warn: Callable[[str], None],
 ) -> str:
     # Opened here only to fail early and with one line; each worker opens its own.
     from moon.runtime.predictor import Predictor
 
-    return Predictor.open(bundle, threshold=threshold, warn=warn).bundle.manifest.name
+    opened = Predictor.open(bundle, backend=backend, threshold=threshold, warn=warn)
+    return opened.bundle.manifest.name
 
 
 def _supervise(

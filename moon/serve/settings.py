@@ -44,6 +44,7 @@ class Settings:
 
     Attributes:
         bundle: path of the bundle.
+        backend: what runs it.
         threshold: overrides the gate's; None uses the bundle's calibrated one.
         token: what ``Authorization: Bearer`` must carry; None lets everyone in.
         threads: images decoded or inferred at the same time.
@@ -55,6 +56,7 @@ class Settings:
     """
 
     bundle: str
+    backend: str = "onnxruntime"
     threshold: float | None = None
     # Never in a repr: those end up in logs.
     token: str | None = field(default=None, repr=False)

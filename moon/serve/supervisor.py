@@ -128,7 +128,10 @@ class WorkerApp:
         try:
             # The supervisor has already warned.
             predictor = Predictor.open(
-                settings.bundle, threshold=settings.threshold, warn=lambda _: None
+                settings.bundle,
+                backend=settings.backend,
+                threshold=settings.threshold,
+                warn=lambda _: None,
             )
         except MoonError as error:
             logger.error("%s", error)

@@ -14,10 +14,21 @@ import pytest
 from tests.cli.conftest import Moon, environment
 
 
-def test_it_answers_and_stops(exported: Path, images: list[Path]) -> None:
+@pytest.mark.parametrize("words", [[], ["--backend", "sparse"]])
+def test_it_answers_and_stops(words: list[str], exported: Path, images: list[Path]) -> None:
     import json
 
-    command = [sys.executable, "-m", "moon", "serve", str(exported), "--port", "0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "moon",
+        "serve",
+        str(exported),
+        "--port",
+        "0",
+        "--json",
+        *words,
+    ]
     env = {**environment(), "MOON_SERVE_GRACE_SECONDS": "0"}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     try:
@@ -52,6 +63,7 @@ def test_it_answers_and_stops(exported: Path, images: list[Path]) -> None:
         (["--workers", "0"], 2, "'--workers'"),
         (["--port", "70000"], 2, "'--port'"),
         (["--token-file", "/nonexistent"], 2, "/nonexistent"),
+        (["--backend", "none"], 1, "no backend is called none"),
     ],
 )
 def test_wrong_use(moon: Moon, exported: Path, words: list[str], code: int, text: str) -> None:

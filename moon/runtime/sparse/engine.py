@@ -155,21 +155,6 @@ class SparseEngine:
                 remedy="Run fewer at a time, or on a larger machine",
             ) from error
 
-    def close(self) -> None:
-        """End the threads. There is no run after that."""
-        self._closed = True
-        if self._machine is not None:
-            self._machine.close()
-
-    def _computed(self, values: dict[str, Array]) -> dict[str, Array]:
-        if self._machine is None:  # ONNX Runtime makes all of it, in order
-            return self._parts[0].run(values)
-        for part in self._parts:
-            values.update(part.run(values))
-        for name in self._copied:
-            values[name] = np.array(values.get(name, self._constants.get(name)))
-        return {name: values[name] for name in self.outputs}
-
     def profile(self, x: Array | Mapping[str, Array], *, runs: int = 50) -> Profile:
         """Where the time of a run goes, layer by layer.
 
@@ -186,6 +171,21 @@ class SparseEngine:
         self.run(x)  # refuses what cannot be run, and compiles
         feeds = x if isinstance(x, Mapping) else {self.inputs[0].name: x}
         return profiled(self, self._checked(feeds), runs)
+
+    def close(self) -> None:
+        """End the threads. There is no run after that."""
+        self._closed = True
+        if self._machine is not None:
+            self._machine.close()
+
+    def _computed(self, values: dict[str, Array]) -> dict[str, Array]:
+        if self._machine is None:  # ONNX Runtime makes all of it, in order
+            return self._parts[0].run(values)
+        for part in self._parts:
+            values.update(part.run(values))
+        for name in self._copied:
+            values[name] = np.array(values.get(name, self._constants.get(name)))
+        return {name: values[name] for name in self.outputs}
 
     def _own(self, value: Array, i: int) -> Array:
         """One output; a graph may name the same twice."""

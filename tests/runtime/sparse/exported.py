@@ -12,18 +12,19 @@ from moon.export import from_onnx
 
 from .graphs import Graph
 
-# All three convolutions are 8x8: 64 (9 * 64 + 2 * 9 * 64 * 64) multiply-adds, 0.4 of them left.
-WIDTH = 64
 
+def export(folder: Path, *, width: int = 64, **options: Any) -> Bundle:
+    """Random weights, every score, p-values, a gate; options as of ``from_onnx``.
 
-def export(folder: Path, **options: Any) -> Bundle:
-    """Random weights, every score, p-values, a gate; options as of ``from_onnx``."""
+    All three convolutions are 8x8: with 64 channels 64 (9 * 64 + 2 * 9 * 64 * 64) multiply-adds,
+    0.4 of them left.
+    """
     graph = Graph(1, 8, 8)
-    y = graph.add("Relu", graph.conv("x", WIDTH, 1))
-    y = graph.add("Relu", graph.add("Add", y, graph.conv(y, WIDTH, WIDTH)))
-    y = graph.add("Relu", graph.conv(y, WIDTH, WIDTH))
+    y = graph.add("Relu", graph.conv("x", width, 1))
+    y = graph.add("Relu", graph.add("Add", y, graph.conv(y, width, width)))
+    y = graph.add("Relu", graph.conv(y, width, width))
     y = graph.add("Flatten", graph.add("GlobalAveragePool", y))
-    graph.add("Gemm", y, graph.weight(10, WIDTH), graph.weight(10), transB=1)
+    graph.add("Gemm", y, graph.weight(10, width), graph.weight(10), transB=1)
     model = onnx.load_from_string(graph.data())
     sizes = model.graph.output[0].type.tensor_type.shape.dim
     sizes.add().dim_param, sizes.add().dim_value = "N", 10
