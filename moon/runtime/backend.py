@@ -111,7 +111,7 @@ def open_backend(
             warn(passed_over)
         spin = bool(spin)
         return SparseBackend(
-            data, threads=threads, spin=spin, precision=precision, warn=warn, tuning=tuning
+            data, threads=threads, spin=bool(spin), precision=precision, warn=warn, tuning=tuning
         )
     if name == "fake":
         from moon.runtime.fake import FakeBackend
