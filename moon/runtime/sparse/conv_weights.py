@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moon.runtime.sparse.costs import Weights
 from moon.runtime.sparse.geometry import Geometry
-from moon.runtime.sparse.plan import Weights
 
 __all__ = ["ConvWeights"]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moon.errors import BackendError
 from moon.runtime.sparse.cache import Cache
+from moon.runtime.sparse.costs import Costs
 from moon.runtime.sparse.division import Native
 from moon.runtime.sparse.input import finite
 from moon.runtime.sparse.jit import Jit, fingerprint
@@ -21,7 +22,7 @@ from moon.runtime.sparse.kernels import SOURCES
 from moon.runtime.sparse.kernels_driver import DRIVER, OPERATION
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Guard, Space
-from moon.runtime.sparse.plan import Costs, Plan
+from moon.runtime.sparse.plan import Plan
 from moon.runtime.sparse.program import Program
 from moon.runtime.sparse.team import Team
 from moon.runtime.sparse.tuning import Tuning

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from moon.runtime.sparse import steps as st
 from moon.runtime.sparse.conv_weights import ConvWeights
 from moon.runtime.sparse.convolution import CALLS, Convolution, Places
+from moon.runtime.sparse.costs import Costs, choose
 from moon.runtime.sparse.frame import Frame, frame_of
 from moon.runtime.sparse.geometry import Geometry
 from moon.runtime.sparse.kept import Kept
 from moon.runtime.sparse.kernels_conv import ConvKernel, build_conv
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Arena, Life, Reach, Space
-from moon.runtime.sparse.plan import Costs, Plan, choose, sound, written
+from moon.runtime.sparse.plan import Plan, sound, written
 from moon.runtime.sparse.site import Operation, Site
 from moon.runtime.sparse.writers import WRITERS
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
+from moon.runtime.sparse.costs import Costs, Weights, candidates
 from moon.runtime.sparse.geometry import Geometry
-from moon.runtime.sparse.plan import Costs, Plan, Weights, candidates
+from moon.runtime.sparse.plan import Plan
 
 __all__ = ["Search"]
 

@@ -7,11 +7,12 @@ import pytest
 
 from moon.runtime.sparse.conv_weights import ConvWeights
 from moon.runtime.sparse.convolution import Convolution, Places
+from moon.runtime.sparse.costs import Costs, candidates, choose
 from moon.runtime.sparse.geometry import Window
 from moon.runtime.sparse.jit import Jit
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Space
-from moon.runtime.sparse.plan import Costs, Plan, candidates, choose, cut, readings, sound
+from moon.runtime.sparse.plan import Plan, cut, readings, sound
 
 from .convolving import Case, convolve, error, plans, random_case
 

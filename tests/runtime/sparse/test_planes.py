@@ -10,13 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from moon.runtime.sparse import steps as st
+from moon.runtime.sparse.costs import Costs
 from moon.runtime.sparse.frame import Frame
 from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.jit import Jit
 from moon.runtime.sparse.kernels import PLANE_KERNELS
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Space
-from moon.runtime.sparse.plan import Costs
 from moon.runtime.sparse.program import Program
 
 Floats = NDArray[np.float32]

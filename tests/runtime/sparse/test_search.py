@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from moon.runtime.sparse.costs import Costs, Weights, candidates
 from moon.runtime.sparse.geometry import Geometry, Window
 from moon.runtime.sparse.layout import Planes
-from moon.runtime.sparse.plan import Costs, Plan, Weights, candidates
+from moon.runtime.sparse.plan import Plan
 from moon.runtime.sparse.search import Search
 
 GEOMETRY = Geometry(

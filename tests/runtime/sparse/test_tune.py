@@ -108,7 +108,7 @@ def test_only_what_is_clearly_better_is_kept(
 
 def _candidates(engine: SparseEngine) -> list[tuple[float, Plan]]:
     from moon.runtime.sparse.conv_weights import ConvWeights
-    from moon.runtime.sparse.plan import candidates
+    from moon.runtime.sparse.costs import candidates
 
     (ready,) = engine.parts[0].programs.values()  # type: ignore[union-attr]
     ((step, _),) = ready.steps
