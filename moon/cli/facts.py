@@ -26,7 +26,6 @@ from rich.table import Table
 
 from moon.cli.text import count, grid, milliseconds, percent, share, size
 from moon.errors import TrainingError
-from moon.runtime.sparse.stored import facts as stored_plans
 
 _FLOAT_BYTES = 4
 # Bytes of a run's layers that releases before this one did not record.
@@ -40,6 +39,8 @@ def bundle_facts(bundle: Any) -> dict[str, Any]:
     export did not record it, four bytes a weight; ``score_bytes`` of it, and of the model, are
     constants of scores. ``flops`` counts a multiply-add as 2, for one input.
     """
+    from moon.runtime.sparse.stored import facts as stored_plans
+
     manifest = bundle.manifest
     export = manifest.provenance.get("export", {})
     rows = layer_rows(
