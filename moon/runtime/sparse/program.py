@@ -19,7 +19,7 @@ from moon.runtime.sparse.kept import Kept
 from moon.runtime.sparse.kernels_conv import ConvKernel, build_conv
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Arena, Life, Reach, Space
-from moon.runtime.sparse.plan import Plan, sound, written
+from moon.runtime.sparse.plan import Plan, cut, sound, written
 from moon.runtime.sparse.site import Operation, Site
 from moon.runtime.sparse.writers import WRITERS
 
@@ -198,7 +198,7 @@ class Program:
     ) -> Convolution:
         if self._kept is not None and (found := self._kept.convolutions.get((step.target, plan))):
             return found
-        tiles = -(-written(geometry, plan.reading).vectors // plan.tile)
+        tiles = sum(count for *_, count in cut(written(geometry, plan.reading), plan))
         shared = self._threads > 1 and (tiles < 4 * self._threads and tiles % self._threads)
         parts = self._threads if shared else 1
         made = Convolution(
