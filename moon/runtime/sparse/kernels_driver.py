@@ -26,13 +26,13 @@ OPERATION = Layout("kernel", "record", "meet")
 # Of a step: shares that were taken, or asked for in vain, and shares that are done. A cache line.
 PROGRESS = Layout("taken", "done", *(f"_{i}" for i in range(6)))
 # inside: threads beside the first that may read what a run is about; alone in its cache line.
-# active: whether there is a run. looks: before giving way.
+# active: whether there is a run. looks: before giving way; idle_looks: for work, before sleeping.
 # times: where the first thread notes the time before the first step and after each one, or 0; a
 # timespec each, from clock.
 SYNC = Layout(
     "inside", *(f"_{i}" for i in range(7)),
     "operations", "count", "progress", "times", "active", "threads", "stop", "looks",
-    "semaphores", "semaphore_step", "give_way", "wait", "try_wait", "post", "clock",
+    "idle_looks", "semaphores", "semaphore_step", "give_way", "wait", "try_wait", "post", "clock",
 )  # fmt: skip
 
 _KERNEL = ir.FunctionType(VOID, [PTR, I64, I64])
@@ -174,7 +174,7 @@ def _wait_for_work(k: Fn, semaphore: Any) -> None:
             leave()
         looks.set(k.add(looks.get(), 1))
         k.pause()
-        with k.when(k.compare(looks.get(), ">", _read(k, "looks"))):
+        with k.when(k.compare(looks.get(), ">", _read(k, "idle_looks"))):
             taken = k.call(wait, _ON_SEMAPHORE, [semaphore])
             with k.when(k.succeeded(taken)):
                 leave()

@@ -22,8 +22,9 @@ _LEAD = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
 )
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-# Looks before giving way: some tens of microseconds.
-_LOOKS = 2000
+# Looks before giving way: some tens of microseconds. And before sleeping: longer than a caller in
+# Python takes from one run to the next, since waking up takes as long.
+_LOOKS, _IDLE_LOOKS = 2000, 8000
 _SEMAPHORE_BYTES = 128
 
 
@@ -52,6 +53,8 @@ class Team:
         self._shared = _Shared(self.threads)
         # Of all the team only what is shared is given to threads: they do not keep a team alive.
         self._finalizer = weakref.finalize(self, self._shared.stop)
+        # As the interpreter ends, others may still be running; asleep, threads end with the process.
+        self._finalizer.atexit = False
         try:
             for thread in range(1, self.threads):
                 threading.Thread(
@@ -138,6 +141,7 @@ class _Shared:
         values |= {
             "threads": threads,
             "looks": _LOOKS,
+            "idle_looks": _IDLE_LOOKS,
             "semaphores": first,
             "semaphore_step": _SEMAPHORE_BYTES,
             "give_way": _function(library.sched_yield),
