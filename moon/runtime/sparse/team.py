@@ -53,7 +53,7 @@ class Team:
         self._shared = _Shared(self.threads)
         # Of all the team only what is shared is given to threads: they do not keep a team alive.
         self._finalizer = weakref.finalize(self, self._shared.stop)
-        # As the interpreter ends, others may still be running; asleep, threads end with the process.
+        # As the interpreter ends others may still be running, and who sleeps ends with the process.
         self._finalizer.atexit = False
         try:
             for thread in range(1, self.threads):

@@ -152,6 +152,8 @@ for caller in callers:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_interpreter_ends_while_a_thread_runs(threads: int) -> None:
     text = f"""
+import atexit
+atexit.register(time.sleep, 0.05)  # while what was registered later is done, and runs go on
 engine = engaged(data, threads={threads})
 other = engaged(data, threads=2)
 def call(one):
