@@ -1,4 +1,7 @@
-"""Kernels over a record: ``name``(record, thread, threads), each thread doing its share."""
+"""Kernels over a record: ``name``(record, thread, threads) does share number ``thread``.
+
+Whichever thread takes it: the driver hands out shares, as many as there are threads.
+"""
 
 from __future__ import annotations
 
@@ -39,5 +42,5 @@ class Kernel:
                 self.f[field] = k.load(kind, record, layout[field], 8)
 
     def mine(self, count: Any) -> tuple[Any, Any]:
-        """This thread's contiguous share of 0, ..., count - 1."""
+        """The contiguous share of 0, ..., count - 1 that is to be done."""
         return self.k.share(count, self.k.arguments["thread"], self.k.arguments["threads"])

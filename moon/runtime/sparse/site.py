@@ -26,7 +26,7 @@ class Operation:
         kernel: its name.
         build: writes it into a module.
         record: what it reads.
-        meet: all threads wait for each other after it.
+        meet: nothing behind it begins before all up to it is done.
         step: what it is part of.
     """
 
