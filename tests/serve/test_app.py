@@ -15,7 +15,9 @@ from moon.gate import Decision
 from moon.runtime.predictor import Predictor
 from moon.serve.app import MoonApp
 from moon.serve.engine import Engine
-from moon.serve.settings import Limits, Settings
+from moon.serve.limits import Limits
+from moon.serve.models import Model, Models
+from moon.serve.settings import Settings
 
 PNG = {"Content-Type": "image/png"}
 TOKEN = "0123456789abcdef"
@@ -55,7 +57,7 @@ def ask(predictor: Predictor) -> Iterator[Callable[..., Any]]:
         settings = Settings(bundle="b", token=token, limits=Limits(**limits))
         engine = Engine(predictor, threads=2, limits=settings.limits)
         engines.append(engine)
-        app = MoonApp(engine, settings)
+        app = MoonApp(Models([Model.of(engine)]), settings)
 
         async def talk() -> Any:
             transport = httpx.ASGITransport(app)
