@@ -6,12 +6,12 @@ someone else who looks at it, and breaks without a network.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from moon.serve.problem import Problem
@@ -54,12 +54,12 @@ class ApiPage:
     """Routes that describe the others.
 
     Args:
-        described: the OpenAPI document.
+        describe: makes the OpenAPI document.
         swagger: folder of Swagger UI's files, or None where there are none.
     """
 
-    def __init__(self, described: dict[str, Any], swagger: Path | None) -> None:
-        self._document = json.dumps(described, ensure_ascii=False).encode()
+    def __init__(self, describe: Callable[[], dict[str, Any]], swagger: Path | None) -> None:
+        self._describe = describe
         self._swagger = swagger
 
     @property
@@ -73,7 +73,7 @@ class ApiPage:
 
     async def document(self, request: Request) -> Response:
         """The OpenAPI document."""
-        return Response(self._document, media_type="application/json")
+        return JSONResponse(self._describe())
 
     async def page(self, request: Request) -> Response:
         """Swagger UI."""

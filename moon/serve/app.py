@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -46,7 +47,6 @@ class MoonApp:
         self.metrics = Metrics()
         self.admission = Admission(settings.limits)
         self.intake = Intake(self.admission)
-        described = openapi(settings.limits, secured=settings.token is not None)
         routes = [
             Route("/", self.index),
             Route("/predict", self.predict, methods=["POST"]),
@@ -55,7 +55,7 @@ class MoonApp:
             Route("/readyz", self.ready),
             Route("/metrics", self.prometheus),
             *OpenInference(models, self.intake, self.lifecycle, self.metrics).routes,
-            *ApiPage(described, swagger).routes,
+            *ApiPage(self._describe, swagger).routes,
         ]
         self._app: ASGIApp = Guard(
             # A redirect to the path without its slash would repeat the client's Host header.
@@ -80,6 +80,10 @@ class MoonApp:
         self.metrics.decided(decisions, unreadable=len(items) - len(decisions))
         content = answer(request.state.request_id, model.facts, items, decisions)
         return Response(content, media_type="application/json")
+
+    def _describe(self) -> dict[str, Any]:
+        secured = self.settings.token is not None
+        return openapi(self.settings.limits, self.models.get(), secured=secured)
 
     async def index(self, request: Request) -> Response:
         """What this is and where to go on."""

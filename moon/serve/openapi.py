@@ -6,12 +6,21 @@ from typing import Any
 
 from moon import __version__
 from moon.serve.limits import Limits
+from moon.serve.models import Model
 from moon.serve.openapi_schemas import schemas
 
 __all__ = ["openapi"]
 
 Plain = dict[str, Any]
 _RETRY = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."}}
+# One grey pixel.
+_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+)
+_INFERENCE: Plain = {
+    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [_PNG]}],
+    "outputs": [{"name": "label"}, {"name": "score"}],
+}
 _PROBLEMS = {
     400: "The request or its images cannot be read, or the client left.",
     401: "A valid bearer token is needed.",
@@ -25,11 +34,12 @@ _PROBLEMS = {
 }
 
 
-def openapi(limits: Limits, *, secured: bool) -> Plain:
+def openapi(limits: Limits, model: Model, *, secured: bool) -> Plain:
     """The document.
 
     Args:
         limits: whose figures it tells.
+        model: the example.
         secured: whether a token is needed.
     """
     paths = {
@@ -39,7 +49,7 @@ def openapi(limits: Limits, *, secured: bool) -> Plain:
         "/healthz": _get("The same as /livez", _text(), False, "health"),
         "/readyz": _get("Are requests welcome?", _text(), False, "health", 503),
         "/metrics": _get("Counters for Prometheus", _text(), secured, "about"),
-        **_inference(limits, secured),
+        **_inference(model, secured),
     }
     document: Plain = {
         "openapi": "3.1.0",
@@ -79,7 +89,10 @@ def _predict(limits: Limits, secured: bool) -> Plain:
                 "schema": images,
                 "encoding": {"image": {"contentType": "image/*"}},
             },
-            "application/json": {"schema": _ref("Instances")},
+            "application/json": {
+                "schema": _ref("Instances"),
+                "example": {"instances": [{"b64": _PNG}]},
+            },
         },
     }
     return {
@@ -105,14 +118,14 @@ def _predict(limits: Limits, secured: bool) -> Plain:
     }
 
 
-def _inference(limits: Limits, secured: bool) -> Plain:
+def _inference(served: Model, secured: bool) -> Plain:
     tag = "Open Inference Protocol"
     server = _get("What this server is", _json("Server"), secured, tag, oip=True)
     live = _get("Does the process run?", _json("Live"), False, tag, oip=True)
     ready = _get("Are requests welcome?", _json("Ready"), False, tag, 503, oip=True)
     paths: Plain = {"/v2": server, "/v2/health/live": live, "/v2/health/ready": ready}
-    model = _parameter("model", "The model's name.")
-    version = _parameter("version", "Its version, sha256:...")
+    model = _parameter("model", "The model's name.", served.name)
+    version = _parameter("version", "Its version, sha256:...", served.version)
     for one, parameters in (
         ("/v2/models/{model}", [model]),
         ("/v2/models/{model}/versions/{version}", [model, version]),
@@ -149,7 +162,7 @@ def _infer(secured: bool) -> Plain:
         "parameters": [header],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _ref("Inference")}},
+            "content": {"application/json": {"schema": _ref("Inference"), "example": _INFERENCE}},
         },
         "responses": _responses(answer, secured, 400, 404, 408, 413, 415, 503, 504, oip=True),
         **_security(secured),
@@ -182,7 +195,7 @@ def _responses(content: Plain, secured: bool, *problems: int, oip: bool) -> Plai
     return found
 
 
-def _parameter(name: str, description: str) -> Plain:
+def _parameter(name: str, description: str, example: str) -> Plain:
     schema = {"type": "string", "minLength": 1}
     return {
         "name": name,
@@ -190,6 +203,7 @@ def _parameter(name: str, description: str) -> Plain:
         "required": True,
         "description": description,
         "schema": schema,
+        "example": example,
     }
 
 
