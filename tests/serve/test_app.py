@@ -187,14 +187,21 @@ def test_wrong_tokens(
     given = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
 
     async def wanted(client: httpx.AsyncClient) -> None:
-        for path in ("/", "/metrics", "/nowhere"):
+        for path in ("/", "/metrics", "/nowhere", "/docs", "/openapi.json", "/predict/livez"):
             response = await client.get(path, headers=given)
             assert kind(response) == (401, "unauthorised")
             assert response.headers["www-authenticate"].startswith("Bearer")
         headers = {**PNG, **given}
         response = await client.post("/predict", content=pictures[0], headers=headers)
         assert response.status_code == 401
-        for path in ("/livez", "/healthz"):
+        for path in ("/v2", "/v2/models/tiny", "/v2/models/other/ready", "/v2/health/live/"):
+            response = await client.get(path, headers=given)
+            assert response.status_code == 401
+            assert set(response.json()) == {"error"}
+            assert response.headers["www-authenticate"].startswith("Bearer")
+        infer = await client.post("/v2/models/tiny/infer", json={"inputs": []}, headers=given)
+        assert infer.status_code == 401
+        for path in ("/livez", "/healthz", "/v2/health/live"):
             assert (await client.get(path, headers=given)).status_code == 200
 
     ask(wanted, token=TOKEN)
