@@ -89,6 +89,7 @@ class Engine:
         places = iter(range(len(images)))
         readers = [self._each(places, images, found, deadline) for _ in range(self.threads)]
         await deadline.within(asyncio.gather(*readers))
+        deadline.check()
         return [item for item in found if item is not None]
 
     async def decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
@@ -120,7 +121,8 @@ class Engine:
         deadline: Deadline,
     ) -> None:
         for place in places:
-            deadline.check()
+            if deadline.over:  # as `decode` will find
+                return
             found[place] = await self._on_thread(partial(self._decode, images[place]))
 
     def _decode(self, image: Encoded) -> Item:

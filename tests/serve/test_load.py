@@ -80,13 +80,12 @@ def test_thresholds_of_the_images_themselves(
     scores = sorted(one["score"]["value"] for one in known.values())
     bar = scores[len(scores) // 2]
     predictor = Predictor.open(bundle, threshold=bar, warn=lambda _: None)
-    expected = [predictor.predict([file])[0].to_json() for file in known]
+    files, sizes = list(known), (1, 3, 16, 48)
+    expected = [predictor.predict([file])[0].to_json() for file in files]
     server = Server(tmp_path_factory.mktemp("bar"), str(bundle.path), "--threshold", repr(bar))
     try:
         with server.client() as client, ThreadPoolExecutor(12) as pool:
-            groups = [
-                list(known)[i : i + size] for size in (1, 3, 16, 48) for i in range(0, 48, size)
-            ]
+            groups = [files[i : i + size] for size in sizes for i in range(0, 48, size)]
             answers = list(pool.map(lambda group: asked(client, group), groups))
         for group, answer in zip(groups, answers, strict=True):
             for file, found in zip(group, answer.json()["predictions"], strict=True):
