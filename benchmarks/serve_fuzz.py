@@ -5,7 +5,7 @@
 
 Valid and hostile requests (tests/serve/hostile_requests.py) are cut, spliced, repeated, sent with
 bits flipped, in pieces, or not to their end. Any 500, any answer that does not come, any request
-for /livez that takes longer than a second, a worker that dies, or memory that keeps growing is a
+for /livez that takes longer than 5 s, a worker that dies, or memory that keeps growing is a
 finding, printed with the seed that makes it again, and makes the exit status 1. Growth compares
 the resident memory of the workers after the first fifth of the time with that at the end. Needs
 the extras serve and dev.
@@ -34,7 +34,8 @@ from tests.serve.conftest import Server
 from tests.serve.hostile_requests import FORM, HOSTILE, INFER, JSON, post, request
 
 PATIENCE = 20.0
-LIVE_SECONDS = 1.0
+# Of a machine that others may be using; the figures tell how long it took.
+LIVE_SECONDS = 5.0
 GROWTH = 0.05
 # Shorter than by default, so that more is sent in the time.
 LIMITS = {

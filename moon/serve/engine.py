@@ -7,10 +7,10 @@ alone in the first and never reaches the second, where the images of several req
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from threading import Lock
 from typing import TypeVar
 
@@ -82,15 +82,7 @@ class Engine:
         Raises:
             Problem: 504.
         """
-        if len(images) == 1:
-            return [await deadline.within(self._on_thread(partial(self._decode, images[0])))]
-        found: list[Item | None] = [None] * len(images)
-        # No more at once than there are threads, so that other requests get their turn.
-        places = iter(range(len(images)))
-        readers = [self._each(places, images, found, deadline) for _ in range(self.threads)]
-        await deadline.within(asyncio.gather(*readers))
-        deadline.check()
-        return [item for item in found if item is not None]
+        return await deadline.within(self._decode_all(images, deadline))
 
     async def decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
         """One decision for each item, all of which must have been read, in order.
@@ -113,17 +105,22 @@ class Engine:
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def _each(
-        self,
-        places: Iterator[int],
-        images: Sequence[Encoded],
-        found: list[Item | None],
-        deadline: Deadline,
-    ) -> None:
-        for place in places:
-            if deadline.over:  # as `decode` will find
-                return
-            found[place] = await self._on_thread(partial(self._decode, images[place]))
+    async def _decode_all(self, images: Sequence[Encoded], deadline: Deadline) -> list[Item]:
+        loop, found = asyncio.get_running_loop(), list[Item]()
+        # No more at once than there are threads, so that other requests get their turn.
+        running: deque[asyncio.Future[Item]] = deque()
+        try:
+            for image in images:
+                if len(running) == self.threads:
+                    found.append(await running.popleft())
+                    deadline.check()
+                running.append(loop.run_in_executor(self._pool, self._decode, image))
+            while running:
+                found.append(await running.popleft())
+        finally:
+            for one in running:
+                one.cancel()
+        return found
 
     def _decode(self, image: Encoded) -> Item:
         if isinstance(image.data, ImageError):

@@ -35,8 +35,8 @@ _LOGGING: dict[str, Any] = {
     "disable_existing_loggers": False,
     "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
-    # It warns of every request that is not HTTP, without saying more.
-    "loggers": {"uvicorn.error": {"level": "ERROR"}},
+    # They warn of every request that is malformed: clients would fill the log.
+    "loggers": {name: {"level": "ERROR"} for name in ("uvicorn.error", "python_multipart")},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
 }
 
