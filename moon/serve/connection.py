@@ -22,6 +22,8 @@ from moon.serve.limits import Limits
 
 __all__ = ["Connection"]
 
+# For the bytes of a request that was sent before the server stopped.
+LAST_SECONDS = 0.25
 _DETAILS = {
     400: "The request is not valid HTTP/1.1.",
     408: "The request's line and headers did not arrive in time.",
@@ -52,6 +54,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._heard = False
+        self._leaving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -67,6 +70,8 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._leaving and self.cycle.response_complete:
+            self.transport.close()
         self._settle(idle=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -91,6 +96,7 @@ class Connection(H11Protocol):
         """Finish the request in hand, and one whose bytes are already on their way."""
         if self.transport.is_closing():
             return
+        self._leaving = True
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         else:
@@ -130,7 +136,7 @@ class Connection(H11Protocol):
         seconds = {
             "head": self.limits.head_seconds,
             "linger": self.limits.linger_seconds,
-            "last": 0.25,
+            "last": LAST_SECONDS,
         }
         if phase:
             self._timer = self.loop.call_later(seconds[phase], self._expire)

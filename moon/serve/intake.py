@@ -100,6 +100,8 @@ async def _while_connected(request: Request, deadline: Deadline, work: Awaitable
     working = asyncio.ensure_future(work)
     # After the body nothing comes but the end of the connection.
     leaving = asyncio.ensure_future(request.receive())
+    # Work that is cancelled may still fail, and nobody asks how.
+    working.add_done_callback(lambda done: done.cancelled() or done.exception())
     both: Sequence[asyncio.Future[object]] = (working, leaving)  # type: ignore[assignment]
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
