@@ -2,7 +2,7 @@
 
     scores.parquet.parts/
         job.json            what the parts are of; another job cannot go on with them
-        000000.part ...     each a Parquet file of `PART` rows, written aside and renamed
+        000000.part ...     each a Parquet file of so many rows, written aside and renamed
 
 The folder lies beside the table until this is complete, so whoever is stopped goes on later, and
 several machines that see the folder can work at once.
@@ -50,6 +50,7 @@ class Job:
         threshold: given instead of the calibrated one.
         probabilities: columns for them are wanted.
         columns: names and types.
+        part: images of one.
     """
 
     home: str
@@ -63,15 +64,16 @@ class Job:
     threshold: float | None
     probabilities: bool
     columns: Mapping[str, str]
+    part: int = PART
 
     @property
     def parts(self) -> int:
         """How many there are."""
-        return -(-self.images // PART)
+        return -(-self.images // self.part)
 
     def positions(self, part: int) -> range:
         """Of the images of a part."""
-        return range(part * PART, min((part + 1) * PART, self.images))
+        return range(part * self.part, min((part + 1) * self.part, self.images))
 
     @property
     def key(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class Job:
             "backend": self.backend,
             "threshold": self.threshold,
             "columns": dict(self.columns),
-            "part": PART,
+            "part": self.part,
         }
 
 

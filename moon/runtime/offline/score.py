@@ -16,7 +16,7 @@ from moon.progress import Progress, silent
 from moon.runtime.backend import DEFAULT
 from moon.runtime.cores import usable_cores
 from moon.runtime.offline import local
-from moon.runtime.offline.job import Job, Parts, folder_of, identity, schema
+from moon.runtime.offline.job import PART, Job, Parts, folder_of, identity, schema
 from moon.runtime.offline.rows import columns
 from moon.runtime.offline.worker import Worker
 
@@ -116,6 +116,7 @@ def score_source(
         threshold=threshold,
         probabilities=probabilities,
         columns=columns(opened.manifest, probabilities=probabilities),
+        part=PART,
     )
     schema(job.columns)  # a missing package shows before anything is written
     if engine == "local":

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from moon.runtime.offline import job
+from moon.runtime.offline import score
 from tests.bundles import images, make_bundle
 
 COUNT = 530
@@ -40,4 +40,4 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine parts instead of one."""
-    monkeypatch.setattr(job, "PART", 64)
+    monkeypatch.setattr(score, "PART", 64)

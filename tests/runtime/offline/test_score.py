@@ -249,8 +249,8 @@ def test_nothing_is_left_of_what_never_began(bundle: Path, source: Path, tmp_pat
 
 SLOWLY = """
 import sys, time
-from moon.runtime.offline import job, worker
-job.PART = 64
+from moon.runtime.offline import score, worker
+score.PART = 64
 make = worker.Worker.part
 def part(self, number):
     make(self, number)
