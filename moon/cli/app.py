@@ -18,6 +18,7 @@ from moon.cli.eval import evaluate
 from moon.cli.export import export
 from moon.cli.inspect import inspect
 from moon.cli.options import Command, Commands
+from moon.cli.package import package
 from moon.cli.predict import predict
 from moon.cli.recipes import recipes
 from moon.cli.score import score
@@ -103,6 +104,12 @@ _add(
     "moon bench c10.moon --threads 1 --out bench.json",
 )
 _add("serve", serve, "Answer predictions over HTTP.", "moon serve c10.moon --port 3000")
+_add(
+    "package",
+    package,
+    "Write what runs the service elsewhere: container, Kubernetes, bento.",
+    "moon package c10.moon --out c10-service --image registry.example/c10:1",
+)
 _add(
     "score",
     score,
