@@ -98,7 +98,7 @@ def decide(
         cores = max(1, job.threads)
         actors = workers or max(1, cpus // cores)
         machines = len([node for node in ray.nodes() if node["Alive"]])
-        say(f"ray: {actors} actors on {machines} machines with {cpus} CPUs")
+        say(f"ray: actors: {actors}, machines: {machines}, CPUs: {cpus}")
         yield from _run(ray, job, folder, parts, min(actors, len(parts)), cores)
     finally:
         if started:
