@@ -23,6 +23,7 @@ from moon.cli.predict import predict
 from moon.cli.recipes import recipes
 from moon.cli.score import score
 from moon.cli.serve import serve
+from moon.cli.sign import sign
 from moon.cli.train import train
 from moon.cli.verify import verify
 
@@ -115,6 +116,12 @@ _add(
     score,
     "Decide a whole set of images into a Parquet file.",
     "moon score c10.moon 'images.npz#test' --out scores.parquet",
+)
+_add(
+    "sign",
+    sign,
+    "Sign a bundle with a key file.",
+    "moon sign c10.moon --key private.pem",
 )
 _add("verify", verify, "Check a bundle's files and answers.", "moon verify c10.moon")
 _add(
