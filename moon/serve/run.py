@@ -88,6 +88,7 @@ def serve(
 def _settings(
     bundle: str, threshold: float | None, token: str | None, workers: int, backend: str
 ) -> Settings:
+    from moon.serve.limits import Limits
     from moon.serve.settings import Settings
 
     grace = os.environ.get(GRACE_VARIABLE, str(Settings.grace_seconds))
@@ -102,6 +103,7 @@ def _settings(
         token=token,
         threads=max(1, min(8, (os.cpu_count() or 1) // workers)),
         grace_seconds=seconds,
+        limits=Limits.of(os.environ),
         parent=os.getpid(),
     )
 

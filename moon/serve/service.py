@@ -8,12 +8,14 @@ request, since they fetch URLs, take pickles and load a tracking script in the i
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moon.serve.app import MoonApp
 from moon.serve.engine import Engine
+from moon.serve.models import Model, Models
 from moon.serve.settings import Settings
 
 # Read once, when BentoML first wants to report usage.
@@ -50,18 +52,19 @@ class _Front:
 def build_service(predictor: Predictor, settings: Settings) -> bentoml.Service[Any]:
     """A BentoML service that decides with a predictor."""
     engine = Engine(predictor, threads=settings.threads, limits=settings.limits)
-    ours = MoonApp(engine, settings)
+    models = Models([Model.of(engine)])
+    ours = MoonApp(models, settings, _swagger())
 
     class Moon:
         @bentoml.on_startup  # type: ignore[untyped-decorator]
         async def begin(self) -> None:
-            engine.warm_up()
+            models.warm_up()
             ours.lifecycle.start(grace_seconds=settings.grace_seconds, parent=settings.parent)
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         async def end(self) -> None:
             ours.lifecycle.stop()
-            engine.close()
+            models.close()
 
     service = bentoml.service(name="moon", **_CONFIG)(Moon)
     service.add_asgi_middleware(_Front, ours=ours)
@@ -72,3 +75,9 @@ def asgi_app(predictor: Predictor, settings: Settings) -> ASGIApp:
     """The service as an ASGI application, for any server."""
     app: ASGIApp = build_service(predictor, settings).to_asgi()
     return app
+
+
+def _swagger() -> Path | None:
+    """Where BentoML keeps its copy of Swagger UI, if it does."""
+    folder = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
+    return folder if (folder / "swagger-ui-bundle.js").is_file() else None

@@ -5,37 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from moon.data.decode import MAX_PIXELS
 from moon.errors import UsageError
+from moon.serve.limits import Limits
 
 __all__ = ["Limits", "Settings"]
-
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much one request, and all of a worker's requests together, may take.
-
-    Attributes:
-        body_bytes: largest request body.
-        pixels: largest image that is decoded, width times height.
-        items: most images in one request.
-        body_seconds: longest a body may take to arrive.
-        answer_seconds: longest a request may wait and be worked on.
-        queue: most requests waiting or being worked on; one more is refused.
-        buffered_bytes: most bytes of bodies held at once by all requests.
-        retry_seconds: what a refused client is told to wait.
-    """
-
-    body_bytes: int = 10 * MIB
-    pixels: int = MAX_PIXELS
-    items: int = 64
-    body_seconds: float = 30.0
-    answer_seconds: float = 30.0
-    queue: int = 64
-    buffered_bytes: int = 128 * MIB
-    retry_seconds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,90 @@
+"""Models: what a service answers from, looked up by name anew for every request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from moon.serve.engine import Engine
+from moon.serve.problem import Problem
+
+__all__ = ["Model", "Models"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of one model, with the queue in front of it.
+
+    Attributes:
+        name: what clients call it.
+        engine: reads and decides.
+    """
+
+    name: str
+    engine: Engine
+
+    @property
+    def version(self) -> str:
+        """Of its bundle, ``sha256:...``."""
+        return self.engine.predictor.bundle.manifest.version
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Name and version, as answers tell them."""
+        return {"name": self.name, "version": self.version}
+
+    @classmethod
+    def of(cls, engine: Engine) -> Model:
+        """A model that is called what its bundle says."""
+        return cls(engine.predictor.bundle.manifest.name, engine)
+
+
+class Models:
+    """The models of one worker.
+
+    A request keeps the `Model` that it was given to its end, so that what stands behind a name
+    may change between two requests.
+
+    Args:
+        models: at least one; the first answers where none is named.
+    """
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models = {model.name: model for model in models}
+        self._first = next(iter(self._models))
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(tuple(self._models.values()))
+
+    def get(self, name: str | None = None, version: str | None = None) -> Model:
+        """The model of a name, at present.
+
+        Args:
+            name: None for the first.
+            version: None for whichever there is.
+
+        Raises:
+            Problem: 404, there is none.
+        """
+        model = self._models.get(self._first if name is None else name)
+        if model is None:
+            raise Problem(404, "no-such-model", f"There is no model called {str(name)[:100]!r}.")
+        if version not in (None, model.version):
+            detail = f"The model {model.name!r} has the version {model.version!r} only."
+            raise Problem(404, "no-such-model", detail)
+        return model
+
+    @property
+    def working(self) -> bool:
+        """Whether no engine hangs."""
+        return not any(model.engine.stuck for model in self)
+
+    def warm_up(self) -> None:
+        """Make every model's first decisions."""
+        for model in self:
+            model.engine.warm_up()
+
+    def close(self) -> None:
+        """Let running work end, and take no more."""
+        for model in self:
+            model.engine.close()
