@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["serve"]
+__all__ = ["LogFormat", "serve"]
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,11 @@ import typer
 
 from moon.cli.console import note, print_json
 from moon.cli.options import AsJson, Backend, Debug
+
+
+class LogFormat(str, Enum):
+    text = "text"
+    json = "json"
 
 
 def serve(
@@ -35,6 +41,18 @@ def serve(
         ),
     ] = None,
     backend: Backend = "onnxruntime",
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="Of stderr: text, or a JSON object a line.")
+    ] = LogFormat.text,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Write a line to stderr for each request.")
+    ] = False,
+    drift_state: Annotated[
+        Path | None,
+        typer.Option(
+            "--drift-state", metavar="FILE", help="Keeps the drift test when the service restarts."
+        ),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -58,6 +76,9 @@ def serve(
         token_file,
         threshold,
         backend=backend,
+        log_format=log_format.value,
+        log_requests=log_requests,
+        drift_state=drift_state,
         announce=announce,
         warn=lambda text: note(f"warning: {text}"),
     )

@@ -13,10 +13,13 @@ from moon.serve.body import form_of
 from moon.serve.engine import Deadline, Engine
 from moon.serve.guard import Guard
 from moon.serve.lifecycle import Lifecycle
-from moon.serve.metrics import CONTENT_TYPE, Metrics
+from moon.serve.metrics import CONTENT_TYPE, metrics_of
+from moon.serve.page import page
 from moon.serve.problem import Problem
 from moon.serve.schema import answer, model_of, readable
 from moon.serve.settings import Settings
+from moon.serve.tracing import Tracing
+from moon.serve.watch import Watch
 
 __all__ = ["MoonApp"]
 
@@ -36,7 +39,9 @@ class MoonApp:
         self.engine = engine
         self.settings = settings
         self.lifecycle = Lifecycle()
-        self.metrics = Metrics()
+        self.metrics = metrics_of(engine.predictor, settings)
+        self.tracing = Tracing.of_environment()
+        engine.on_batch = self.metrics.batched
         self.admission = Admission(settings.limits)
         self.model = model_of(engine.predictor.bundle.manifest)
         routes = [
@@ -46,8 +51,9 @@ class MoonApp:
             Route("/healthz", self.live),
             Route("/readyz", self.ready),
             Route("/metrics", self.prometheus),
+            Route("/ui", page),
         ]
-        self._app: ASGIApp = Guard(
+        guard = Guard(
             # A redirect to the path without its slash would repeat the client's Host header.
             Router(routes, redirect_slashes=False),
             routes=frozenset(route.path for route in routes),
@@ -55,11 +61,17 @@ class MoonApp:
             lifecycle=self.lifecycle,
             metrics=self.metrics,
         )
+        self._app: ASGIApp = Watch(guard, self.metrics, self.tracing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Makes the router raise for a missing route or method, instead of answering itself.
         scope["app"] = self
         await self._app(scope, receive, send)
+
+    def close(self) -> None:
+        """Send and let go of what was gathered."""
+        self.tracing.close()
+        self.metrics.close()
 
     async def predict(self, request: Request) -> Response:
         """Decide the images of one request."""
@@ -87,6 +99,7 @@ class MoonApp:
                 'or JSON {"instances": [{"b64": "..."}]}',
                 "health": ["/livez", "/readyz", "/healthz"],
                 "metrics": "/metrics",
+                "page": "/ui",
             }
         )
 

@@ -23,6 +23,7 @@ from moon.serve.body import Encoded, Form, read_form
 from moon.serve.problem import Problem
 from moon.serve.schema import Item
 from moon.serve.settings import Limits
+from moon.serve.trail import Trail, current
 
 __all__ = ["Deadline", "Engine"]
 
@@ -50,10 +51,14 @@ class Engine:
         predictor: thread-safe.
         threads: most requests read or decided at the same time.
         limits: of one request.
+
+    Attributes:
+        on_batch: told how many images are decided at once.
     """
 
     def __init__(self, predictor: Predictor, *, threads: int, limits: Limits) -> None:
         self.predictor = predictor
+        self.on_batch: Callable[[int], None] = lambda images: None
         self.limits = limits
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="moon")
 
@@ -68,6 +73,7 @@ class Engine:
         Raises:
             Problem: the body as a whole is wrong, or the time is over.
         """
+        current().enter("decode")
         return await self._run(lambda: self._read(form, body, deadline))
 
     async def decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
@@ -76,7 +82,11 @@ class Engine:
         Raises:
             Problem: the time is over.
         """
-        return await self._run(lambda: self._decide(items, deadline))
+        trail = current()
+        trail.enter("queue")
+        decisions = await self._run(lambda: self._decide(items, deadline, trail))
+        trail.enter(None)
+        return decisions
 
     def close(self) -> None:
         """Let running work end, and take no more."""
@@ -100,7 +110,11 @@ class Engine:
         except ImageError as error:
             return Item(image.name, error=error)
 
-    def _decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
+    def _decide(
+        self, items: Sequence[Item], deadline: Deadline, trail: Trail
+    ) -> list[Decision]:
         deadline.check()
+        trail.enter("inference")
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])
+        self.on_batch(len(pixels))
         return self.predictor.decide(pixels, [item.name for item in items])

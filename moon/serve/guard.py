@@ -24,7 +24,7 @@ from moon.serve.problem import Problem, problem_response
 
 __all__ = ["OPEN_ROUTES", "Guard"]
 
-OPEN_ROUTES = frozenset({"/livez", "/readyz", "/healthz"})
+OPEN_ROUTES = frozenset({"/livez", "/readyz", "/healthz", "/ui"})
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADERS = {
     "Cache-Control": "no-store",

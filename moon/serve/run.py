@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,10 @@ __all__ = ["serve"]
 
 GRACE_VARIABLE = "MOON_SERVE_GRACE_SECONDS"
 SHORTEST_TOKEN = 16
-PACKAGES = ("bentoml", "starlette", "uvicorn", "python_multipart", "prometheus_client")
+PACKAGES = (
+    "bentoml", "starlette", "uvicorn", "python_multipart", "prometheus_client",
+    "opentelemetry.sdk",
+)  # fmt: skip
 
 
 def serve(
@@ -34,6 +38,9 @@ def serve(
     threshold: float | None = None,
     *,
     backend: str = "onnxruntime",
+    log_format: str = "text",
+    log_requests: bool = False,
+    drift_state: str | os.PathLike[str] | None = None,
     announce: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> None:
@@ -52,6 +59,9 @@ def serve(
             loopback address.
         threshold: overrides the bundle's calibrated one, or stands in for it.
         backend: what runs the model, see :data:`moon.runtime.backend.NAMES`.
+        log_format: of stderr, ``text`` or ``json``.
+        log_requests: whether each request gets a line there.
+        drift_state: file that keeps the drift test across restarts; None starts it anew.
         announce: called once with the address, when requests are answered; by default
             prints a line.
         warn: called with anything the user should know; by default a line on stderr.
@@ -60,7 +70,7 @@ def serve(
         UsageError: no token, a bad token file, host, port or number of workers.
         BundleError: the bundle is missing or damaged, or not calibrated and no threshold.
         BackendError: the backend cannot run here.
-        MissingExtraError: the extra ``serve``, or that of the backend, is not installed.
+        MissingExtraError: the extra ``serve``, one for traces that are asked for, or that of the backend, is not installed.
         MoonError: the port is taken, or the workers cannot start.
     """
     _require_extra()
@@ -73,6 +83,13 @@ def serve(
             remedy="Pass --token-file FILE, or listen on --host 127.0.0.1",
         )
     warn = warn or _complain
+    settings = replace(
+        _settings(os.fspath(bundle), threshold, token, workers, backend),
+        log_format=log_format,
+        log_requests=log_requests,
+        drift_state=None if drift_state is None else os.path.abspath(drift_state),
+    )
+    _check_watching(settings)
     with _temporary_environment(), closing(bind(host, port)) as listener:
         name = _check_bundle(bundle, threshold, backend, warn)
         address = url_of(listener)
@@ -80,7 +97,7 @@ def serve(
         _supervise(
             listener,
             workers,
-            _settings(os.fspath(bundle), threshold, token, workers, backend),
+            settings,
             lambda: say(address),
         )
 
@@ -104,6 +121,22 @@ def _settings(
         grace_seconds=seconds,
         parent=os.getpid(),
     )
+
+
+def _check_watching(settings: Settings) -> None:
+    # Each worker would fail at it, less readably.
+    from moon.serve.tracing import check_tracing
+
+    check_tracing()
+    if settings.drift_state is None:
+        return
+    try:
+        Path(settings.drift_state).touch(mode=0o600)
+    except OSError as error:
+        raise UsageError(
+            f"could not write the drift test's state {settings.drift_state}: {error.strerror}",
+            remedy="Name a file in a folder that exists and can be written to",
+        ) from error
 
 
 def _check_bundle(

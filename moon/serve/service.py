@@ -62,6 +62,7 @@ def build_service(predictor: Predictor, settings: Settings) -> bentoml.Service[A
         async def end(self) -> None:
             ours.lifecycle.stop()
             engine.close()
+            ours.close()
 
     service = bentoml.service(name="moon", **_CONFIG)(Moon)
     service.add_asgi_middleware(_Front, ours=ours)

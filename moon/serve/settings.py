@@ -52,6 +52,9 @@ class Settings:
             /readyz already says 503, so that a load balancer can look elsewhere.
         finish_seconds: after that, how long requests in flight may still take.
         parent: process id of the supervisor, whose death stops the worker; None for none.
+        log_format: of stderr, ``text`` or ``json``.
+        log_requests: whether each request gets a line there.
+        drift_state: file that keeps the drift test across restarts; None starts it anew.
         limits: see `Limits`.
     """
 
@@ -64,10 +67,15 @@ class Settings:
     grace_seconds: float = 5.0
     finish_seconds: int = 30
     parent: int | None = None
+    log_format: str = "text"
+    log_requests: bool = False
+    drift_state: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise UsageError(f"--threshold must be a finite number, got {self.threshold}")
+        if self.log_format not in ("text", "json"):
+            raise UsageError(f"--log-format must be text or json, got {self.log_format}")
         if not math.isfinite(self.grace_seconds) or self.grace_seconds < 0:
             raise UsageError(f"the grace period must be 0 s or more, got {self.grace_seconds}")

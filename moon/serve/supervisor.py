@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from socket import socket
-from typing import Any
-
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from moon.errors import MoonError
+from moon.serve.logs import configuration as log_configuration
 from moon.serve.settings import Settings
 
 __all__ = ["Supervisor", "configuration"]
@@ -29,13 +28,6 @@ PING_SECONDS = 0.5
 LONGEST_PAUSE = 30.0
 HEADER_BYTES = 32 * 1024
 logger = logging.getLogger("moon.serve")
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
-    "root": {"handlers": ["stderr"], "level": "WARNING"},
-}
 
 
 class Supervisor(Multiprocess):
@@ -150,7 +142,7 @@ def configuration(settings: Settings, workers: int) -> Config:
         h11_max_incomplete_event_size=HEADER_BYTES,
         ws="none",
         access_log=False,
-        log_config=_LOGGING,
+        log_config=log_configuration(settings.log_format, requests=settings.log_requests),
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=settings.finish_seconds,
