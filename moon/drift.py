@@ -67,8 +67,8 @@ class Watched:
 
     images: int
     rejected: int
-    started_G: Floats
-    recent_G: Floats
+    started_G: Floats  # noqa: N815 - the shape's suffix
+    recent_G: Floats  # noqa: N815
 
     @property
     def log_e_value(self) -> float:
@@ -78,7 +78,7 @@ class Watched:
     @property
     def log_detector(self) -> float:
         """The natural logarithm of the detector; -inf before the first image."""
-        return _log_mean(self.recent_G)
+        return float(_log_mean(self.recent_G))
 
     @property
     def e_value(self) -> float:

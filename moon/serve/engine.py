@@ -110,9 +110,7 @@ class Engine:
         except ImageError as error:
             return Item(image.name, error=error)
 
-    def _decide(
-        self, items: Sequence[Item], deadline: Deadline, trail: Trail
-    ) -> list[Decision]:
+    def _decide(self, items: Sequence[Item], deadline: Deadline, trail: Trail) -> list[Decision]:
         deadline.check()
         trail.enter("inference")
         pixels = np.stack([item.pixels for item in items if item.pixels is not None])

@@ -45,10 +45,10 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__(_TEXT)
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, FIELDS, {})
         words = [f"{name}={value}" for name, value in _flat(fields) if value is not None]
-        return " ".join([super().formatMessage(record), *words])
+        return " ".join([super().format(record), *words])
 
 
 def configuration(kind: str, *, requests: bool) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def policy_of(content: str) -> str:
 
 @cache
 def _load() -> tuple[str, str]:
-    content = files("moon.serve").joinpath("assets", "ui.html").read_text(encoding="utf-8")
+    content = files("moon.serve").joinpath("assets").joinpath("ui.html").read_text(encoding="utf-8")
     return content, policy_of(content)
 
 

@@ -70,7 +70,8 @@ def serve(
         UsageError: no token, a bad token file, host, port or number of workers.
         BundleError: the bundle is missing or damaged, or not calibrated and no threshold.
         BackendError: the backend cannot run here.
-        MissingExtraError: the extra ``serve``, one for traces that are asked for, or that of the backend, is not installed.
+        MissingExtraError: an extra is not installed: ``serve``, the backend's, or ``otel``
+            for traces that are asked for.
         MoonError: the port is taken, or the workers cannot start.
     """
     _require_extra()
@@ -87,7 +88,7 @@ def serve(
         _settings(os.fspath(bundle), threshold, token, workers, backend),
         log_format=log_format,
         log_requests=log_requests,
-        drift_state=None if drift_state is None else os.path.abspath(drift_state),
+        drift_state=None if drift_state is None else str(Path(drift_state).resolve()),
     )
     _check_watching(settings)
     with _temporary_environment(), closing(bind(host, port)) as listener:

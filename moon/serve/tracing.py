@@ -22,6 +22,7 @@ from moon.errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
 
     from moon.serve.trail import Span
 
@@ -147,7 +148,7 @@ def check_tracing() -> None:
         _otlp().shutdown()
 
 
-def _otlp():  # type: ignore[no-untyped-def]
+def _otlp() -> SpanExporter:
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
         "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
     )

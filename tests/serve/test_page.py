@@ -235,7 +235,9 @@ def test_the_token_is_asked_for_and_kept_in_memory(
         browser.until(f"document.getElementById('status').textContent.startsWith('{said}')")
     assert '-H "Authorization: Bearer $MOON_TOKEN"' in words(browser, "curl")
     assert TOKEN not in browser.evaluate("document.body.textContent")
-    kept = "JSON.stringify([document.cookie, {...localStorage}, {...sessionStorage}, location.href])"
+    kept = (
+        "JSON.stringify([document.cookie, {...localStorage}, {...sessionStorage}, location.href])"
+    )
     assert TOKEN not in browser.evaluate(kept)
     browser.open(f"{server.url}/ui")
     browser.until("!document.getElementById('token-form').hidden")

@@ -76,9 +76,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attributes(span: Any) -> dict[str, Any]:
-    return {
-        one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes
-    }
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
 
 
 def test_a_served_request_is_a_span_with_its_stages(
@@ -139,7 +137,14 @@ def test_traces_begin_here_where_the_caller_has_none(
 def test_nothing_is_recorded_unless_asked_for() -> None:
     tracing = Tracing.of_environment()
     assert tracing.context({}) is None
-    facts: dict[str, Any] = dict(name="n", start=1, end=2, status=200, attributes={}, stages=[])
+    facts: dict[str, Any] = {
+        "name": "n",
+        "start": 1,
+        "end": 2,
+        "status": 200,
+        "attributes": {},
+        "stages": [],
+    }
     assert tracing.record(None, **facts) is None
     assert tracing.record(tracing.context(PARENT), **facts) == TRACE
     for odd in ("", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", "ff" + PARENT["traceparent"][2:]):
@@ -164,7 +169,7 @@ def test_what_cannot_be_had_is_told_before_the_start(
     bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
-    with pytest.raises(UsageError, match="'zipkin'.*otlp, console, none"):
+    with pytest.raises(UsageError, match=r"'zipkin'.*otlp, console, none"):
         run.serve(bundle.path, port=free_port())
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")

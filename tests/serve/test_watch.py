@@ -198,7 +198,7 @@ def test_a_request_is_one_line(
     everything = "\n".join(lines[0] + lines[1])
     for hidden in (TOKEN, "patient", "hush", "private", "BREW", *predictor.bundle.classes):
         assert hidden not in everything
-    assert f"route=/predict status=200" in lines[1][0]
+    assert "route=/predict status=200" in lines[1][0]
     assert "trace_id" not in lines[1][3]
 
 
