@@ -46,6 +46,7 @@ class Predictor:
         self.bundle, self.backend = bundle, backend
         self._gate: Gate | None = bundle.gate(backend.name)
         self.threshold = _threshold(bundle, self._gate, threshold)
+        self._overridden = threshold is not None
         self._by_class = None
         if threshold is None and self._gate is not None:
             self._by_class = self._gate.per_class
@@ -82,6 +83,11 @@ class Predictor:
             warn(f"the threshold {bar:g} was given, not calibrated: no guarantee holds")
         opened = open_backend(bundle, backend, threads=threads, warn=warn)
         return cls(bundle, opened, threshold)
+
+    @property
+    def gate(self) -> Gate | None:
+        """The calibrated gate that decides; None where a threshold was given instead."""
+        return None if self._overridden else self._gate
 
     def prepare(self, item: ImageLike) -> NDArray[np.uint8]:
         """The model's input pixels of one image, uint8 [H, W, C].
