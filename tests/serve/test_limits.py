@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 
 from moon.errors import UsageError
@@ -22,3 +26,9 @@ def test_wrong_limits(text: str) -> None:
 def test_wrong_times(text: str) -> None:
     with pytest.raises(UsageError, match="MOON_SERVE_BODY_SECONDS must be a number above 0"):
         Limits.of({"MOON_SERVE_BODY_SECONDS": text})
+
+
+def test_limits_are_documented() -> None:
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", page.read_text("utf-8"), flags=re.MULTILINE)
+    assert {name: float(value) for name, value in rows} == asdict(Limits())
