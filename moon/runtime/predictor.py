@@ -46,6 +46,7 @@ class Predictor:
         self.bundle, self.backend = bundle, backend
         self._gate: Gate | None = bundle.gate(backend.name)
         self.threshold = _threshold(bundle, self._gate, threshold)
+        self._overridden = threshold is not None
         self._by_class = None
         if threshold is None and self._gate is not None:
             self._by_class = self._gate.per_class
@@ -58,6 +59,7 @@ class Predictor:
         backend: str = DEFAULT,
         threads: int = 1,
         threshold: float | None = None,
+        key: str | os.PathLike[str] | None = None,
         warn: Callable[[str], None] = _warn,
     ) -> Predictor:
         """Open a bundle, verified, and load its graph.
@@ -67,6 +69,7 @@ class Predictor:
             backend: see :data:`moon.runtime.backend.NAMES`.
             threads: threads for one inference; 0 leaves it to the backend.
             threshold: accept by this instead of the calibrated threshold; ``warn`` is told.
+            key: see :meth:`moon.bundle.Bundle.open`.
             warn: called with each warning.
 
         Raises:
@@ -74,12 +77,17 @@ class Predictor:
             BackendError: the backend cannot run here.
             UsageError: the threshold is not a finite number.
         """
-        bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+        bundle = path if isinstance(path, Bundle) else Bundle.open(path, key=key)
         bar = _threshold(bundle, bundle.gate(backend), threshold)  # before loading the graph
         if threshold is not None:
             warn(f"the threshold {bar:g} was given, not calibrated: no guarantee holds")
         opened = open_backend(bundle, backend, threads=threads, warn=warn)
         return cls(bundle, opened, threshold)
+
+    @property
+    def gate(self) -> Gate | None:
+        """The calibrated gate that decides; None where a threshold was given instead."""
+        return None if self._overridden else self._gate
 
     def prepare(self, item: ImageLike) -> NDArray[np.uint8]:
         """The model's input pixels of one image, uint8 [H, W, C].

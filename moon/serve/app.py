@@ -22,8 +22,11 @@ from moon.serve.metrics import CONTENT_TYPE, Metrics
 from moon.serve.models import Models
 from moon.serve.oip import OpenInference
 from moon.serve.openapi import openapi
+from moon.serve.page import page
 from moon.serve.schema import answer
 from moon.serve.settings import Settings
+from moon.serve.tracing import Tracing
+from moon.serve.watch import Watch
 
 __all__ = ["MoonApp"]
 
@@ -34,36 +37,47 @@ class MoonApp:
     Args:
         models: read and decide.
         settings: token and limits.
+        metrics: of the worker.
         swagger: folder of Swagger UI's files; None leaves /docs out.
 
     Attributes:
         lifecycle: to be started and stopped by whoever runs the application.
     """
 
-    def __init__(self, models: Models, settings: Settings, swagger: Path | None = None) -> None:
+    def __init__(
+        self, models: Models, settings: Settings, metrics: Metrics, swagger: Path | None = None
+    ) -> None:
         self.models = models
         self.settings = settings
         self.lifecycle = Lifecycle()
-        self.metrics = Metrics()
+        self.metrics = metrics
+        self.tracing = Tracing.of_environment()
         self.admission = Admission(settings.limits)
         self.intake = Intake(self.admission)
         routes = [
             Route("/", self.index),
             Route("/predict", self.predict, methods=["POST"]),
+            Route("/predict/{model}", self.predict, methods=["POST"]),
             Route("/livez", self.live),
             Route("/healthz", self.live),
             Route("/readyz", self.ready),
             Route("/metrics", self.prometheus),
-            *OpenInference(models, self.intake, self.lifecycle, self.metrics).routes,
+            Route("/ui", page),
+            *OpenInference(models, self.intake, self.lifecycle).routes,
             *ApiPage(self._describe, swagger).routes,
         ]
-        self._app: ASGIApp = Guard(
+        guard = Guard(
             # A redirect to the path without its slash would repeat the client's Host header.
             Router(routes, redirect_slashes=False),
             token=settings.token,
             lifecycle=self.lifecycle,
             metrics=self.metrics,
         )
+        self._app: ASGIApp = Watch(guard, self.metrics, self.tracing)
+
+    def close(self) -> None:
+        """Send and let go of what was gathered."""
+        self.tracing.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Makes the router raise for a missing route or method, instead of answering itself.
@@ -73,11 +87,11 @@ class MoonApp:
     async def predict(self, request: Request) -> Response:
         """Decide the images of one request."""
         form = form_of(request.headers)
-        model = self.models.get()
+        model = self.models.get(request.path_params.get("model"))
         parse = partial(_parse, form, model.engine.limits.items)
         taken = await self.intake.take(request, model.engine, parse, quick=form.kind == "raw")
         items, decisions = taken.items, taken.decisions
-        self.metrics.decided(decisions, unreadable=len(items) - len(decisions))
+        model.figures.decided(decisions, unreadable=len(items) - len(decisions))
         content = answer(request.state.request_id, model.facts, items, decisions)
         return Response(content, media_type="application/json")
 
@@ -92,13 +106,15 @@ class MoonApp:
                 "service": "moon",
                 "version": __version__,
                 "model": self.models.get().facts,
-                "predict": "POST /predict: image/*, multipart/form-data (image), "
-                'or JSON {"instances": [{"b64": "..."}]}',
+                "models": [model.facts for model in self.models],
+                "predict": "POST /predict, or /predict/MODEL: image/*, multipart/form-data "
+                '(image), or JSON {"instances": [{"b64": "..."}]}',
                 "open_inference_protocol": "/v2",
                 "health": ["/livez", "/readyz", "/healthz"],
                 "metrics": "/metrics",
                 "openapi": "/openapi.json",
                 "docs": "/docs",
+                "page": "/ui",
             }
         )
 

@@ -50,6 +50,7 @@ class _Job:
     deadline: Deadline
     done: asyncio.Future[list[Decision]]
     found: list[Outcome | None]
+    started: Callable[[], None]
     taken: int = 0
     missing: int = field(init=False)
 
@@ -82,10 +83,19 @@ class Batcher:
         decide: a decision for each image, uint8 [N, H, W, C]; thread-safe.
         sizes: the numbers N to use, ascending from 1.
         runners: batches decided at the same time.
+        on_batch: told how many images are decided at once.
     """
 
-    def __init__(self, decide: Decide, *, sizes: Sequence[int], runners: int) -> None:
+    def __init__(
+        self,
+        decide: Decide,
+        *,
+        sizes: Sequence[int],
+        runners: int,
+        on_batch: Callable[[int], None] = lambda images: None,
+    ) -> None:
         self.sizes = tuple(sizes)
+        self._on_batch = on_batch
         self._decide = decide
         self._runners = self._idle = runners
         self._pool = ThreadPoolExecutor(runners, thread_name_prefix="moon-run")
@@ -94,7 +104,12 @@ class Batcher:
         self._batches = 0
         self._pace = 0.0
 
-    async def decide(self, pixels: Sequence[Pixels], deadline: Deadline) -> list[Decision]:
+    async def decide(
+        self,
+        pixels: Sequence[Pixels],
+        deadline: Deadline,
+        started: Callable[[], None] = lambda: None,
+    ) -> list[Decision]:
         """A decision for each image of a request, in order.
 
         Cancelling it takes its images out of the queue.
@@ -102,6 +117,7 @@ class Batcher:
         Args:
             pixels: uint8 [H, W, C] each, of the model's shape.
             deadline: images still queued then are never decided.
+            started: called when the first of them leaves the queue.
 
         Raises:
             Problem: 504, the deadline has passed.
@@ -110,7 +126,7 @@ class Batcher:
         if not pixels:
             return []
         done: asyncio.Future[list[Decision]] = asyncio.get_running_loop().create_future()
-        job = _Job(pixels, deadline, done, [None] * len(pixels))
+        job = _Job(pixels, deadline, done, [None] * len(pixels), started)
         self._jobs.append(job)
         self._start()
         return await deadline.within(done)
@@ -150,6 +166,7 @@ class Batcher:
             self._idle -= 1
             self._batches += 1
             number, self._running[self._batches] = self._batches, time.monotonic()
+            self._on_batch(len(places))
             work = self._pool.submit(self._run, [job.pixels[i] for job, i in places])
             running = asyncio.wrap_future(work)
             running.add_done_callback(
@@ -164,6 +181,8 @@ class Batcher:
         places: list[_Place] = []
         while len(places) < size:
             job = self._jobs.popleft()
+            if not job.taken:
+                job.started()
             places.append((job, job.taken))
             job.taken += 1
             if job.taken < len(job.pixels):

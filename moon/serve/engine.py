@@ -25,6 +25,7 @@ from moon.serve.body import Encoded
 from moon.serve.deadline import Deadline
 from moon.serve.schema import Item
 from moon.serve.settings import Limits
+from moon.serve.trail import current
 
 __all__ = ["Engine"]
 
@@ -38,14 +39,24 @@ class Engine:
         predictor: thread-safe.
         threads: images decoded at the same time, and batches decided at the same time.
         limits: of one request.
+        on_batch: told how many images are decided at once.
     """
 
-    def __init__(self, predictor: Predictor, *, threads: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        threads: int,
+        limits: Limits,
+        on_batch: Callable[[int], None] = lambda images: None,
+    ) -> None:
         self.predictor = predictor
         self.limits = limits
         self.threads = threads
         most = min(limits.batch, predictor.largest_batch or limits.batch)
-        self.batcher = Batcher(predictor.decide, sizes=batch_sizes(most), runners=threads)
+        self.batcher = Batcher(
+            predictor.decide, sizes=batch_sizes(most), runners=threads, on_batch=on_batch
+        )
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="moon-read")
         self._large = Lock()
 
@@ -82,6 +93,7 @@ class Engine:
         Raises:
             Problem: 504.
         """
+        current().enter("decode")
         return await deadline.within(self._decode_all(images, deadline))
 
     async def decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
@@ -91,7 +103,12 @@ class Engine:
             Problem: 504.
         """
         pixels = [item.pixels for item in items if item.pixels is not None]
-        decisions = await self.batcher.decide(pixels, deadline)
+        trail = current()
+        trail.enter("queue")
+        decisions = await self.batcher.decide(
+            pixels, deadline, started=lambda: trail.enter("inference")
+        )
+        trail.enter(None)
         return [
             replace(decision, input=item.name)
             for decision, item in zip(decisions, items, strict=True)

@@ -24,7 +24,9 @@ from moon.serve.problem import Problem, problem_response
 
 __all__ = ["OPEN_ROUTES", "Guard"]
 
-OPEN_ROUTES = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
+OPEN_ROUTES = frozenset(
+    {"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready", "/ui"}
+)
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADERS = {
     "Cache-Control": "no-store",

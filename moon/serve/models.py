@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from moon.runtime.predictor import Predictor
 from moon.serve.engine import Engine
+from moon.serve.metrics import Figures, Metrics
 from moon.serve.problem import Problem
+from moon.serve.settings import Settings
 
 __all__ = ["Model", "Models"]
 
@@ -18,10 +21,24 @@ class Model:
     Attributes:
         name: what clients call it.
         engine: reads and decides.
+        figures: count what it decides.
     """
 
     name: str
     engine: Engine
+    figures: Figures
+
+    @classmethod
+    def of(cls, name: str, predictor: Predictor, settings: Settings, metrics: Metrics) -> Model:
+        """A model behind a predictor."""
+        figures = metrics.figures(name, predictor, settings)
+        engine = Engine(
+            predictor,
+            threads=settings.threads,
+            limits=settings.limits,
+            on_batch=figures.batched,
+        )
+        return cls(name, engine, figures)
 
     @property
     def version(self) -> str:
@@ -33,10 +50,10 @@ class Model:
         """Name and version, as answers tell them."""
         return {"name": self.name, "version": self.version}
 
-    @classmethod
-    def of(cls, engine: Engine) -> Model:
-        """A model that is called what its bundle says."""
-        return cls(engine.predictor.bundle.manifest.name, engine)
+    def close(self) -> None:
+        """Let running work end, and take no more."""
+        self.engine.close()
+        self.figures.close()
 
 
 class Models:
@@ -46,15 +63,30 @@ class Models:
     may change between two requests.
 
     Args:
-        models: at least one; the first answers where none is named.
+        models: at least one, of different names; the first answers where none is named.
+        metrics: show the drift tests of what answers now.
     """
 
-    def __init__(self, models: Iterable[Model]) -> None:
-        self._models = {model.name: model for model in models}
+    def __init__(self, models: Iterable[Model], metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._models: dict[str, Model] = {}
+        for model in models:
+            self.put(model)
         self._first = next(iter(self._models))
 
     def __iter__(self) -> Iterator[Model]:
         return iter(tuple(self._models.values()))
+
+    def put(self, model: Model) -> Model | None:
+        """Answer from this model from now on.
+
+        Returns:
+            The one of that name until now, which may still have requests.
+        """
+        before = self._models.get(model.name)
+        self._models[model.name] = model
+        self._metrics.watch(model.figures)
+        return before
 
     def get(self, name: str | None = None, version: str | None = None) -> Model:
         """The model of a name, at present.
@@ -87,4 +119,4 @@ class Models:
     def close(self) -> None:
         """Let running work end, and take no more."""
         for model in self:
-            model.engine.close()
+            model.close()

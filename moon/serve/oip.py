@@ -22,7 +22,6 @@ from moon.gate import Decision
 from moon.serve.body import Encoded, refuse_pickle
 from moon.serve.intake import Intake, Taken
 from moon.serve.lifecycle import Lifecycle
-from moon.serve.metrics import Metrics
 from moon.serve.models import Model, Models
 from moon.serve.schema import Item
 from moon.serve.tensors import Output, Tensor, bad_tensor, read_request, written
@@ -56,14 +55,11 @@ class OpenInference:
     Args:
         models: looked up anew for each request.
         intake: takes requests in.
-        lifecycle, metrics: of the worker.
+        lifecycle: of the worker.
     """
 
-    def __init__(
-        self, models: Models, intake: Intake, lifecycle: Lifecycle, metrics: Metrics
-    ) -> None:
-        self.models, self.intake = models, intake
-        self.lifecycle, self.metrics = lifecycle, metrics
+    def __init__(self, models: Models, intake: Intake, lifecycle: Lifecycle) -> None:
+        self.models, self.intake, self.lifecycle = models, intake, lifecycle
 
     @property
     def routes(self) -> list[Route]:
@@ -126,7 +122,7 @@ class OpenInference:
         refuse_pickle(request.headers)
         parse = partial(_parse, model, request.headers.get(HEADER_LENGTH))
         taken = await self.intake.take(request, model.engine, parse)
-        self.metrics.decided(taken.decisions, unreadable=len(taken.items) - len(taken.decisions))
+        model.figures.decided(taken.decisions, unreadable=len(taken.items) - len(taken.decisions))
         return _answer(model, taken)
 
     def _model(self, request: Request) -> Model:

@@ -45,10 +45,15 @@ def openapi(limits: Limits, model: Model, *, secured: bool) -> Plain:
     paths = {
         "/": _get("What this is", _json("Index"), secured, "about"),
         "/predict": {"post": _predict(limits, secured)},
+        "/predict/{model}": {
+            "post": _predict(limits, secured, named=True),
+            "parameters": [_parameter("model", "The model's name.", model.name)],
+        },
         "/livez": _get("Does the process run?", _text(), False, "health"),
         "/healthz": _get("The same as /livez", _text(), False, "health"),
         "/readyz": _get("Are requests welcome?", _text(), False, "health", 503),
         "/metrics": _get("Counters for Prometheus", _text(), secured, "about"),
+        "/ui": _get("A page to try an image", _html(), False, "about"),
         **_inference(model, secured),
     }
     document: Plain = {
@@ -66,7 +71,7 @@ def openapi(limits: Limits, model: Model, *, secured: bool) -> Plain:
     return document
 
 
-def _predict(limits: Limits, secured: bool) -> Plain:
+def _predict(limits: Limits, secured: bool, named: bool = False) -> Plain:
     image = {"schema": {"type": "string", "format": "binary"}}
     images = {
         "type": "object",
@@ -96,7 +101,7 @@ def _predict(limits: Limits, secured: bool) -> Plain:
         },
     }
     return {
-        "operationId": "predict",
+        "operationId": "predict_by_model" if named else "predict",
         "tags": ["prediction"],
         "summary": "A label for each image, or an abstention",
         "description": "Abstaining is an answer, with the label null. An image that cannot be read "
@@ -112,7 +117,11 @@ def _predict(limits: Limits, secured: bool) -> Plain:
         ],
         "requestBody": body,
         "responses": _responses(
-            _json("Predictions"), secured, 400, 408, 413, 415, 422, 503, 504, oip=False
+            _json("Predictions"),
+            secured,
+            *(400, 408, 413, 415, 422, 503, 504),
+            *([404] if named else []),
+            oip=False,
         ),
         **_security(secured),
     }
@@ -217,6 +226,10 @@ def _json(name: str) -> Plain:
 
 def _text() -> Plain:
     return {"text/plain": {"schema": {"type": "string"}}}
+
+
+def _html() -> Plain:
+    return {"text/html": {"schema": {"type": "string"}}}
 
 
 def _ref(name: str) -> Plain:

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from socket import socket
-from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from moon.serve.address import BACKLOG
 from moon.serve.connection import Connection
+from moon.serve.logs import configuration as log_configuration
 from moon.serve.settings import Settings
 from moon.serve.worker import Worker, WorkerApp
 
@@ -30,15 +30,6 @@ PING_SECONDS = 0.5
 LONGEST_PAUSE = 30.0
 HEADER_BYTES = 32 * 1024
 logger = logging.getLogger("moon.serve")
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
-    # They warn of every request that is malformed: clients would fill the log.
-    "loggers": {name: {"level": "ERROR"} for name in ("uvicorn.error", "python_multipart")},
-    "root": {"handlers": ["stderr"], "level": "WARNING"},
-}
 
 
 class Supervisor(Multiprocess):
@@ -140,7 +131,7 @@ def configuration(settings: Settings, workers: int) -> Config:
         h11_max_incomplete_event_size=HEADER_BYTES,
         ws="none",
         access_log=False,
-        log_config=_LOGGING,
+        log_config=log_configuration(settings.log_format, requests=settings.log_requests),
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=settings.finish_seconds,

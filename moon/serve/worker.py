@@ -56,23 +56,17 @@ class WorkerApp:
     settings: Settings
 
     def __call__(self) -> ASGIApp:
-        from moon.runtime.predictor import Predictor
+        from moon.serve.reload import open_served
         from moon.serve.service import asgi_app
 
         settings = self.settings
         allow_files(settings.limits.connections + SPARE_FILES)
         try:
-            # The supervisor has already warned.
-            predictor = Predictor.open(
-                settings.bundle,
-                backend=settings.backend,
-                threshold=settings.threshold,
-                warn=lambda _: None,
-            )
+            predictors = {one.name: open_served(one, settings) for one in settings.served}
         except MoonError as error:
             logger.error("%s", error)
             sys.exit(STARTUP_FAILURE)
-        return asgi_app(predictor, settings)
+        return asgi_app(predictors, settings)
 
 
 def allow_files(wanted: int) -> None:

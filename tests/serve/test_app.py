@@ -14,11 +14,11 @@ import pytest
 from moon.gate import Decision
 from moon.runtime.predictor import Predictor
 from moon.serve.app import MoonApp
-from moon.serve.engine import Engine
 from moon.serve.limits import Limits
+from moon.serve.metrics import Metrics
 from moon.serve.models import Model, Models
 from moon.serve.problem import Problem
-from moon.serve.settings import Settings
+from tests.serve.apps import application, settings_of
 
 PNG = {"Content-Type": "image/png"}
 TOKEN = "0123456789abcdef"
@@ -50,15 +50,13 @@ class Broken(Predictor):
 @pytest.fixture
 def ask(predictor: Predictor) -> Iterator[Callable[..., Any]]:
     """Runs a coroutine with a client of an application made with some limits."""
-    engines: list[Engine] = []
+    apps: list[MoonApp] = []
 
     def run(
         wanted: Ask, predictor: Predictor = predictor, token: str | None = None, **limits: Any
     ) -> Any:
-        settings = Settings(bundle="b", token=token, limits=Limits(**limits))
-        engine = Engine(predictor, threads=2, limits=settings.limits)
-        engines.append(engine)
-        app = MoonApp(Models([Model.of(engine)]), settings)
+        app = application(predictor, token=token, limits=Limits(**limits))
+        apps.append(app)
 
         async def talk() -> Any:
             transport = httpx.ASGITransport(app)
@@ -70,8 +68,9 @@ def ask(predictor: Predictor) -> Iterator[Callable[..., Any]]:
         return asyncio.run(talk())
 
     yield run
-    for engine in engines:
-        engine.close()
+    for app in apps:
+        app.models.close()
+        app.close()
 
 
 def kind(response: httpx.Response) -> tuple[int, str]:
@@ -227,8 +226,8 @@ def test_not_ready_before_the_start(ask: Callable[..., Any]) -> None:
     ask(wanted)
 
 
-def test_settings_never_show_the_token() -> None:
-    assert TOKEN not in repr(Settings(bundle="b", token=TOKEN))
+def test_settings_never_show_the_token(predictor: Predictor) -> None:
+    assert TOKEN not in repr(settings_of(predictor, token=TOKEN))
 
 
 def test_metrics_have_a_bounded_number_of_labels(ask: Callable[..., Any]) -> None:
@@ -368,9 +367,10 @@ class Few(Predictor):
 
 
 def test_models_by_name(predictor: Predictor) -> None:
-    engine = Engine(predictor, threads=1, limits=Limits())
+    metrics, settings = Metrics(), settings_of(predictor)
+    names = ("one", "two")
+    models = Models([Model.of(name, predictor, settings, metrics) for name in names], metrics)
     try:
-        models = Models([Model("one", engine), Model("two", engine)])
         assert models.get().name == "one"
         assert models.get("two").facts == {"name": "two", "version": models.get().version}
         for name, version in (("three", None), ("one", "sha256:0")):
@@ -378,4 +378,4 @@ def test_models_by_name(predictor: Predictor) -> None:
                 models.get(name, version)
             assert caught.value.status == 404
     finally:
-        engine.close()
+        models.close()
