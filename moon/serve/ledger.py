@@ -75,7 +75,10 @@ class Ledger:
             self._memory = self.test.watch(rejected, thresholds, self._memory)
             return
         with self._locked(self._file, fcntl.LOCK_EX):
-            after = self.test.watch(rejected, thresholds, self._load(self._file) or NOTHING)
+            before = self._load(self._file)
+            if before is None:  # another version took over, and this one is on its way out
+                return
+            after = self.test.watch(rejected, thresholds, before)
             os.pwrite(self._file, self._pack(after), 0)
 
     def read(self) -> Watched:

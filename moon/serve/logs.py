@@ -64,7 +64,12 @@ def configuration(kind: str, *, requests: bool) -> dict[str, Any]:
         "disable_existing_loggers": False,
         "formatters": {"chosen": {"()": formatter}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "chosen"}},
-        "loggers": {logger.name: {"level": "INFO" if requests else "WARNING"}},
+        "loggers": {
+            logger.name: {"level": "INFO" if requests else "WARNING"},
+            "moon.serve": {"level": "INFO"},
+            # They warn of every request that is malformed: clients would fill the log.
+            **{name: {"level": "ERROR"} for name in ("uvicorn.error", "python_multipart")},
+        },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
     }
 

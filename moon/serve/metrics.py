@@ -6,6 +6,7 @@ each worker's /metrics adds them all up. The drift test is one for all of them a
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +27,11 @@ from moon.gate import Decision, Gate
 from moon.runtime.predictor import Predictor
 from moon.serve.drift_metrics import DriftCollector
 from moon.serve.ledger import Ledger
+from moon.serve.score_metrics import ScoreCollector
 from moon.serve.settings import Settings
 from moon.serve.trail import Span, current
 
-__all__ = ["CONTENT_TYPE", "FOLDER_VARIABLE", "Metrics", "metrics_of"]
+__all__ = ["CONTENT_TYPE", "FOLDER_VARIABLE", "Figures", "Metrics"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -42,24 +44,16 @@ _ANY_SCORE = (-100.0, -30.0, -10.0, -3.0, -1.0, -0.3, 0.0, 0.3, 1.0, 3.0, 10.0, 
 
 
 class Metrics:
-    """Counters of one worker.
+    """What one worker counts of its requests; `figures` makes what counts a model's images."""
 
-    Args:
-        gate: the calibrated gate, whose scores place the histogram's buckets.
-        ledger: the drift test of all workers.
-        facts: of the model, such as its name and version.
-    """
-
-    def __init__(
-        self,
-        gate: Gate | None = None,
-        ledger: Ledger | None = None,
-        facts: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self) -> None:
         _forget_dead_workers()
-        self.ledger = ledger
-        self._drift = DriftCollector(ledger, facts or {})
         self._registry = CollectorRegistry()
+        self._drift = DriftCollector()
+        self._scores = ScoreCollector(
+            "moon_score", "Scores of the gate; buckets end at quantiles of its calibration."
+        )
+        self._registry.register(self._scores)
         self._requests = self._counter("requests", "Requests answered.", "route", "status")
         self._seconds = self._histogram(
             "request_seconds", "Time from a request's headers to its answer.", _SECONDS, "route"
@@ -68,43 +62,61 @@ class Metrics:
             "stage_seconds", "Time requests spent in a stage: decode, queue, inference.",
             _SECONDS, "stage",
         )  # fmt: skip
-        self._decisions = self._counter(
-            "decisions", "Images decided; reason is empty for accepted ones.", "decision", "reason"
-        )
-        self._unreadable = self._counter("unreadable_images", "Images that could not be read.")
-        self._scores = self._histogram(
-            "score", "Scores of the gate; buckets end at quantiles of its calibration.",
-            _edges(gate),
+        self.decisions = self._counter(
+            "decisions", "Images decided; reason is empty for accepted ones.",
+            "model", "decision", "reason",
         )  # fmt: skip
-        self._p_values = self._histogram(
-            "p_value", "Conformal p-values; even for traffic like the calibration's.", _P_VALUES
+        self.unreadable = self._counter(
+            "unreadable_images", "Images that could not be read.", "model"
         )
-        self._batches = self._histogram("batch_size", "Images decided at once.", _BATCH)
+        self.p_values = self._histogram(
+            "p_value", "Conformal p-values; even for traffic like the calibration's.", _P_VALUES,
+            "model",
+        )  # fmt: skip
+        self.batches = self._histogram("batch_size", "Images decided at once.", _BATCH, "model")
+        self._reloads = self._counter(
+            "reloads", "Bundles found changed: swapped in, or refused.", "model", "result"
+        )
         self.in_flight = self._gauge("requests_in_flight", "Requests being answered.")
         self._in_stage = self._gauge("requests_in_stage", "Requests in a stage now.", "stage")
+
+    def figures(self, name: str, predictor: Predictor, settings: Settings) -> Figures:
+        """What counts the images of a model.
+
+        The drift test is that of its gate, where it is calibrated; buckets of scores stay those
+        of the first gate of that name.
+
+        Args:
+            name: of the model, as clients know it.
+            predictor: decides.
+            settings: where the drift test's state is kept.
+        """
+        gate, manifest = predictor.gate, predictor.bundle.manifest
+        facts = {
+            "model": name,
+            "name": manifest.name,
+            "version": manifest.version,
+            "score": predictor.bundle.gate_score,
+            "backend": settings.backend,
+        }
+        ledger = None
+        if gate is not None:
+            state = _state_of(name, settings)
+            ledger = Ledger(DriftTest.of(gate), manifest.version, state)
+        return Figures(self, name, self._scores.histogram(name, _edges(gate)), ledger, facts)
+
+    def watch(self, figures: Figures) -> None:
+        """Show these figures' drift test from now on, instead of the last one of that name."""
+        self._drift.show(figures.name, figures.facts, figures.ledger)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one request; ``route`` must come from a fixed set, never from the client."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def decided(self, decisions: Sequence[Decision], unreadable: int) -> None:
-        """Count the images of one request, for the drift test and its trail too."""
-        for decision in decisions:
-            outcome = "accept" if decision.accepted else "abstain"
-            self._decisions.labels(outcome, decision.reason or "").inc()
-            if decision.score is not None:
-                self._scores.observe(decision.score)
-            if decision.p_value is not None:
-                self._p_values.observe(decision.p_value)
-        self._unreadable.inc(unreadable)
-        if self.ledger is not None:
-            self.ledger.add(decisions)
-        current().count(decisions, unreadable)
-
-    def batched(self, images: int) -> None:
-        """Count images that were decided at once."""
-        self._batches.observe(images)
+    def reloaded(self, name: str, result: str) -> None:
+        """Count a bundle that was found changed: ``swapped`` or ``refused``."""
+        self._reloads.labels(name, result).inc()
 
     def moved(self, left: str | None, entered: str | None) -> None:
         """A request went from one stage to another."""
@@ -128,11 +140,6 @@ class Metrics:
         drift.register(self._drift)
         return generate_latest(registry) + generate_latest(drift)
 
-    def close(self) -> None:
-        """Let go of the drift test's file."""
-        if self.ledger is not None:
-            self.ledger.close()
-
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"moon_{name}", help_text, labels, registry=self._registry)
 
@@ -148,20 +155,58 @@ class Metrics:
         return Gauge(f"moon_{name}", help_text, labels, registry=self._registry, **options)
 
 
-def metrics_of(predictor: Predictor, settings: Settings) -> Metrics:
-    """Metrics of what a predictor decides, with the drift test where its gate is calibrated."""
-    gate, manifest = predictor.gate, predictor.bundle.manifest
-    facts = {
-        "name": manifest.name,
-        "version": manifest.version,
-        "score": predictor.bundle.gate_score,
-        "backend": settings.backend,
-    }
-    if gate is None:
-        return Metrics(None, None, facts)
+class Figures:
+    """Counts the images of one version of one model.
+
+    Attributes:
+        name: of the model.
+        facts: of this version.
+        ledger: the drift test of all workers; None without a calibrated gate.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        name: str,
+        scores: Histogram,
+        ledger: Ledger | None,
+        facts: dict[str, str],
+    ) -> None:
+        self.name, self.facts, self.ledger = name, facts, ledger
+        self._metrics, self._scores = metrics, scores.labels(name)
+
+    def decided(self, decisions: Sequence[Decision], unreadable: int) -> None:
+        """Count the images of one request, for the drift test and its trail too."""
+        metrics = self._metrics
+        for decision in decisions:
+            outcome = "accept" if decision.accepted else "abstain"
+            metrics.decisions.labels(self.name, outcome, decision.reason or "").inc()
+            if decision.score is not None:
+                self._scores.observe(decision.score)
+            if decision.p_value is not None:
+                metrics.p_values.labels(self.name).observe(decision.p_value)
+        metrics.unreadable.labels(self.name).inc(unreadable)
+        if self.ledger is not None:
+            self.ledger.add(decisions)
+        current().count(decisions, unreadable)
+
+    def batched(self, images: int) -> None:
+        """Count images that were decided at once."""
+        self._metrics.batches.labels(self.name).observe(images)
+
+    def close(self) -> None:
+        """Let go of the drift test's file."""
+        if self.ledger is not None:
+            self.ledger.close()
+
+
+def _state_of(name: str, settings: Settings) -> str | None:
+    """The file of a model's drift test: the first one's as it was named, others' beside it."""
     folder = os.environ.get(FOLDER_VARIABLE)
-    shared = settings.drift_state or (str(Path(folder, "drift.state")) if folder else None)
-    return Metrics(gate, Ledger(DriftTest.of(gate), manifest.version, shared), facts)
+    path = settings.drift_state or (str(Path(folder, "drift.state")) if folder else None)
+    if path is None or name == settings.first:
+        return path
+    return f"{path}.{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def _edges(gate: Gate | None) -> tuple[float, ...]:
