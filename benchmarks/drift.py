@@ -85,7 +85,7 @@ def false_alarms(drawn: Drawn, runs: int, images: int) -> dict[str, Any]:
 
 
 def delays(drawn: Drawn, unknown: Floats | None, quiet: int, runs: int) -> dict[str, Any]:
-    """Images until each alarm once one in ten is unknown; inf for never within `LONGEST`."""
+    """Images until each alarm once one in ten is unknown; None for never within `LONGEST`."""
     rng = np.random.default_rng(1)
     found = []
     for _ in range(runs):
@@ -104,9 +104,13 @@ def delays(drawn: Drawn, unknown: Floats | None, quiet: int, runs: int) -> dict[
             [first(path, c) for path, c in zip(paths, (E_VALUE_ALARM, DETECTOR_ALARM), strict=True)]
         )
     return {
-        name: [float(np.quantile(column, q, method="lower")) for q in (0.5, 0.9)]
+        name: [_or_none(np.quantile(column, q, method="lower")) for q in (0.5, 0.9)]
         for name, column in zip(("e_value", "detector"), np.array(found).T, strict=True)
     }
+
+
+def _or_none(images: float) -> float | None:
+    return float(images) if math.isfinite(images) else None
 
 
 def first(path: Floats, level: float) -> float:
@@ -165,14 +169,14 @@ def show(n: int, found: dict[str, Any]) -> None:
         print(f"    e-value {level:>9,.0f}   {share:6.2%}   promised at most {most:.2%}")
     share, most = false["detector"], false["detector_promised"]
     print(f"    detector {DETECTOR_ALARM:>8,.0f}   {share:6.2%}   promised at most {most:.2%}")
-    print("  images to the alarm, median (90%), one in ten unknown")
+    print("  images to the alarm, one in ten unknown: median and 90%")
     for name, by_quiet in found["delays"].items():
         for quiet, one in by_quiet.items():
-            e, d = one["e_value"], one["detector"]
-            print(
-                f"    {name:<22} after {quiet:>7,} ID:  "
-                f"e-value {e[0]:>6,.0f} ({e[1]:,.0f})   detector {d[0]:>6,.0f} ({d[1]:,.0f})"
-            )
+            cells = [
+                f"{kind} {' '.join('never' if x is None else f'{x:,.0f}' for x in one[kind]):<16}"
+                for kind in ("e_value", "detector")
+            ]
+            print(f"    {name:<22} after {quiet:>7,} ID:  {'  '.join(cells)}")
 
 
 if __name__ == "__main__":

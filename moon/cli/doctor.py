@@ -36,6 +36,7 @@ _PACKAGES = (
     ("scikit-learn", "train", "moon demo"),
     ("bentoml", "serve", "moon serve"),
     ("python-multipart", "serve", "moon serve"),
+    ("opentelemetry-exporter-otlp-proto-http", "otel", "traces of moon serve"),
 )
 
 

@@ -34,8 +34,8 @@ def test_python_m_moon() -> None:
 
 
 def test_the_commands_are_those_promised() -> None:
-    promised = "demo train export calibrate predict eval bench serve score verify inspect"
-    assert [*promised.split(), "recipes", "doctor"] == COMMANDS
+    promised = "demo train export calibrate predict eval bench serve package score drift monitor"
+    assert [*promised.split(), "sign", "verify", "inspect", "recipes", "doctor"] == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
