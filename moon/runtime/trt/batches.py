@@ -40,9 +40,7 @@ class Profile:
         All but the last are as large as can be: shapes that come again are run by graphs that
         were captured, and by kernels that were specialised.
         """
-        return [
-            slice(start, min(start + self.most, rows)) for start in range(0, rows, self.most)
-        ]
+        return [slice(start, min(start + self.most, rows)) for start in range(0, rows, self.most)]
 
     def padded(self, rows: int) -> int:
         """How many rows are run for so many: at least :attr:`least`."""

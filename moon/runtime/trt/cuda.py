@@ -130,6 +130,11 @@ class GpuFacts:
     memory: int
     integrated: bool
 
+    @property
+    def sm(self) -> int:
+        """The compute capability as one number: 86, 120."""
+        return 10 * self.compute_capability[0] + self.compute_capability[1]
+
 
 class Driver:
     """The CUDA driver. Make one with :meth:`load`.

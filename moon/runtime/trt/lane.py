@@ -141,6 +141,8 @@ class Lane:
         with device:
             total = self._profile.padded(len(rows_N))
             self._fit(total)
+            if self._graph is None and self._graphs and self._warm:
+                self._graph = self._captured()
             self._profile.fill(self._rows(image), rows_N)
             size = total * image.bytes
             mark(0)
@@ -204,8 +206,6 @@ class Lane:
         self._capacity = capacity
 
     def _compute(self) -> None:
-        if self._graph is None and self._graphs and self._warm:
-            self._graph = self._captured()
         if self._graph is None:
             self._execution.enqueue(self._on)
         else:

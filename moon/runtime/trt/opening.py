@@ -19,14 +19,14 @@ from moon.runtime.trt.device import Device
 from moon.runtime.trt.engine import Engine
 from moon.runtime.trt.kept import kept_key, open_store
 from moon.runtime.trt.outcome import Outcome
-from moon.runtime.trt.package import PACKAGES, Name, fitting, installed, which_fits
+from moon.runtime.trt.package import Name, fitting, which_fits
 from moon.runtime.trt.sidecar import EngineRecord
 from moon.runtime.trt.stored import Wanted, engine_bytes, find
 
 if TYPE_CHECKING:
     from moon.bundle import Bundle
 
-__all__ = ["missing_here", "open_tensorrt"]
+__all__ = ["open_tensorrt", "opened"]
 
 
 def open_tensorrt(
@@ -53,7 +53,7 @@ def open_tensorrt(
     api = load(name)
     driver = Driver.load()
     gpu = driver.facts()
-    sm = _sm(gpu)
+    sm = gpu.sm
     if name not in fitting(sm):
         raise BackendError(f"{api.title} does not run on {gpu.name}", remedy=which_fits([sm]))
     record = _record(bundle, api, gpu, warn)
@@ -124,41 +124,17 @@ def opened(
         raise
 
 
-def missing_here(name: Name) -> str:
-    """Why a package cannot run an engine on this machine, "" where it can; imports nothing."""
-    package = PACKAGES[name]
-    try:
-        gpu = Driver.load().facts()
-    except BackendError as error:
-        gpu, reason = None, error.cause
-    if installed(name) is None:
-        fits = "" if gpu is None else f"; {which_fits([_sm(gpu)])}"
-        return f"the package {name} is not installed{fits}"
-    if gpu is None:
-        return f"{package.title} {installed(name)} is installed, and {reason}"
-    if name not in fitting(_sm(gpu)):
-        return f"{package.title} does not run on {gpu.name}; {which_fits([_sm(gpu)])}"
-    return ""
-
-
-def _record(
-    bundle: Bundle, api: Api, gpu: GpuFacts, warn: Callable[[str], None]
-) -> EngineRecord:
-    found = find(bundle, Wanted(package=api.name, version=api.version, sm=_sm(gpu), gpu=gpu.name))
+def _record(bundle: Bundle, api: Api, gpu: GpuFacts, warn: Callable[[str], None]) -> EngineRecord:
+    found = find(bundle, Wanted(package=api.name, version=api.version, sm=gpu.sm, gpu=gpu.name))
     if found.record is None:
         why = f": {found.why}" if found.why else ""
         raise BackendError(
-            f"{bundle.path} holds no engine for {api.title} on {gpu.name} (sm_{_sm(gpu)}){why}",
+            f"{bundle.path} holds no engine for {api.title} on {gpu.name} (sm_{gpu.sm}){why}",
             remedy=f"Build one: moon export {bundle.path} --trt",
         )
     if found.warning:
         warn(found.warning)
     return found.record
-
-
-def _sm(gpu: GpuFacts) -> int:
-    major, minor = gpu.compute_capability
-    return 10 * major + minor
 
 
 def _gpu(driver: Driver, gpu: GpuFacts) -> dict[str, Any]:

@@ -81,17 +81,15 @@ class Outcome:
         if "label" not in results:
             results["label"] = known_logits(results["logits"], self._unknown).argmax(axis=1)
         results["score"] = results[f"score_{self._score}"].copy()
-        given = threshold is not None and not math.isnan(threshold)
-        bars = as_float32(threshold) if given else self._bars(results["label"])
+        if threshold is None or math.isnan(threshold):
+            bars = self._bars(results["label"])
+        else:
+            bars = as_float32(threshold)
         results["accept"] = accepts(results["score"], bars)
         if self._p_values is not None:
             for row, name in enumerate(self._scores):
                 results[f"p_{name}"] = self._p_values.p_values(row, results[f"score_{name}"])
         return {name: results[name] for name in self.outputs}
-
-    def empty(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-        """Every output for no images; ``shapes`` of one row of each wanted output."""
-        return self.of({name: np.empty((0, *row), np.float32) for name, row in shapes.items()})
 
     def _bars(self, labels_N: NDArray[np.int64]) -> NDArray[np.float32]:
         if self._gate is None:  # not calibrated: nothing is accepted

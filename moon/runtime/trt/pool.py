@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from moon.errors import BackendError
-from moon.runtime.trt.cuda import CudaError
 from moon.runtime.trt.lane import Lane
 
 __all__ = ["Pool"]
@@ -80,8 +79,8 @@ class Pool:
                 self._count += 1
             try:
                 return self._make()
-            except CudaError as error:
-                if not self._fewer(error):
+            except BackendError:
+                if not self._fewer():
                     raise
             except BaseException:
                 self._gone()
@@ -98,14 +97,13 @@ class Pool:
             self._changed.wait()
         raise BackendError("the engine was closed", remedy="Open the model again")
 
-    def _fewer(self, error: CudaError) -> bool:
-        """The GPU holds no more lanes than there are: do with those, if there are any."""
+    def _fewer(self) -> bool:
+        """No more lanes can be had, mostly for want of memory: do with those that there are."""
         self._gone()
         with self._changed:
-            if error.out_of_memory and self._count:
+            if self._count:
                 self._most = self._count
-                return True
-        return False
+            return self._count > 0
 
     def _drop(self, lane: Lane) -> None:
         try:

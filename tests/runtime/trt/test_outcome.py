@@ -50,18 +50,17 @@ def test_another_score_after_the_engine_was_built(
     assert 0 < found["accept"].mean() < 1
 
 
-def test_thresholds_by_class_after_the_engine_was_built(
-    tmp_path: Path, open_standin: Open
-) -> None:
+def test_thresholds_by_class_after_the_engine_was_built(tmp_path: Path, open_standin: Open) -> None:
     bundle = make_bundle(tmp_path / "b")
     old = bundle.model_bytes()
     scores, labels = _scores(bundle, "ebo", 900)
     gate = calibrate_per_class(scores, labels, bundle.classes, Promise.of(0.2, None), score="ebo")
     again = bundle.with_gate(gate)
     batch = again.preprocess.normalise(images(200, seed=4))
-    found, expected = open_standin(again, model=old).run(batch), open_backend(again).run(batch)
+    backend = open_standin(again, model=old)
+    found, expected = backend.run(batch), open_backend(again).run(batch)
     np.testing.assert_array_equal(found["accept"], expected["accept"])
-    one = open_standin(again, model=old).run(batch, 1.5)
+    one = backend.run(batch, 1.5)
     np.testing.assert_array_equal(one["accept"], open_backend(again).run(batch, 1.5)["accept"])
     assert (one["accept"] != found["accept"]).any()
 
