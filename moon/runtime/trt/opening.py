@@ -19,7 +19,7 @@ from moon.runtime.trt.device import Device
 from moon.runtime.trt.engine import Engine
 from moon.runtime.trt.kept import kept_key, open_store
 from moon.runtime.trt.outcome import Outcome
-from moon.runtime.trt.package import Name, fitting, which_fits
+from moon.runtime.trt.package import PACKAGES, Name, fitting, which_fits
 from moon.runtime.trt.sidecar import EngineRecord
 from moon.runtime.trt.stored import Wanted, engine_bytes, find
 
@@ -50,12 +50,17 @@ def open_tensorrt(
             of the bundle fits.
         BundleError: the engine is damaged.
     """
+    title = PACKAGES[name].title
+    try:
+        driver = Driver.load()
+        gpu = driver.facts()
+    except BackendError as error:
+        raise BackendError(
+            f"{title} cannot run here: {error.cause}", remedy=error.remedy
+        ) from error
+    if name not in fitting(gpu.sm):
+        raise BackendError(f"{title} does not run on {gpu.name}", remedy=which_fits([gpu.sm]))
     api = load(name)
-    driver = Driver.load()
-    gpu = driver.facts()
-    sm = gpu.sm
-    if name not in fitting(sm):
-        raise BackendError(f"{api.title} does not run on {gpu.name}", remedy=which_fits([sm]))
     record = _record(bundle, api, gpu, warn)
     data = engine_bytes(bundle, record)
     key = kept_key(
