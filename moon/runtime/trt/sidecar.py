@@ -35,6 +35,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 24
 _PRECISIONS = ("fp32", "fp16")
 _COMPRESSIONS = (None, "zstd")
+_CHECKED = ("header", "opened")
 _REMEDY = "Build the engine again: moon export BUNDLE --trt"
 
 
@@ -103,7 +104,10 @@ class EngineRecord:
         inputs, outputs: by name. Inputs beside ``input`` are what calibrating sets.
         profile: numbers of images.
         flags: of the builder, by name.
-        layers: of the engine itself, after fusing; None where it could not be opened.
+        layers: of the engine itself, after fusing, by name; None where it could not be opened.
+        checked: how far it was tried where it was built: ``header``, or ``opened`` on a GPU.
+        parity: of the network that was built, run by ONNX Runtime, against the bundle's graph:
+            ``images``, ``max_abs`` of a logit, ``top1_agreement``, ``gate_agreement`` or None.
         model_sha256: of the model, see :func:`moon.calibrated.model_hash`.
         sparsity: what 2:4 came to.
     """
@@ -125,7 +129,9 @@ class EngineRecord:
     outputs: Mapping[str, Tensor]
     profile: Profile
     flags: tuple[str, ...]
-    layers: int | None
+    layers: tuple[str, ...] | None
+    checked: str
+    parity: Mapping[str, float | None]
     model_sha256: str
     sparsity: Sparsity
 
@@ -152,10 +158,13 @@ class EngineRecord:
             }
         plain["profile"] = vars(self.profile)
         plain["flags"] = list(self.flags)
-        sparsity = dict(vars(self.sparsity))
-        for key in ("eligible", "picked"):
-            sparsity[key] = None if sparsity[key] is None else list(sparsity[key])
-        plain["sparsity"] = sparsity
+        plain["layers"] = _listed(self.layers)
+        plain["parity"] = dict(self.parity)
+        plain["sparsity"] = {
+            **vars(self.sparsity),
+            "eligible": _listed(self.sparsity.eligible),
+            "picked": _listed(self.sparsity.picked),
+        }
         return {"schema_version": SCHEMA_VERSION, **plain}
 
     def to_bytes(self) -> bytes:
@@ -237,7 +246,9 @@ def _record(cls: type[EngineRecord], fields: Fields) -> EngineRecord:
         outputs={name: _tensor(one) for name, one in fields.mapping("outputs").items()},
         profile=_profile(fields.take("profile")),
         flags=fields.texts("flags"),
-        layers=fields.maybe_integer("layers"),
+        layers=_maybe_texts(fields, "layers"),
+        checked=_one_of("checked", fields.text("checked"), _CHECKED),
+        parity=_parity(fields.mapping("parity")),
         model_sha256=_matching("model_sha256", fields.text("model_sha256"), _SHA256),
         sparsity=_sparsity(fields.take("sparsity")),
     )
@@ -254,6 +265,15 @@ def _maybe_text(fields: Fields, name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise _bad(f"{name} must be a text or null")
     return value
+
+
+def _maybe_texts(fields: Fields, name: str) -> tuple[str, ...] | None:
+    value = fields.take(name)
+    if value is None:
+        return None
+    if not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise _bad(f"{name} must be a list of names or null")
+    return tuple(value)
 
 
 def _tensor(plain: object) -> Tensor:
@@ -277,14 +297,21 @@ def _sparsity(plain: object) -> Sparsity:
     asked = fields.take("asked")
     if not isinstance(asked, bool):
         raise _bad("sparsity.asked must be true or false")
-    layers: dict[str, tuple[str, ...] | None] = {}
-    for name in ("eligible", "picked"):
-        value = fields.take(name)
-        if value is not None and not (
-            isinstance(value, list) and all(isinstance(one, str) for one in value)
-        ):
-            raise _bad(f"sparsity.{name} must be a list of names or null")
-        layers[name] = None if value is None else tuple(value)
-    found = Sparsity(pattern=fields.text("pattern"), asked=asked, why=fields.text("why"), **layers)
+    found = Sparsity(
+        pattern=fields.text("pattern"),
+        asked=asked,
+        eligible=_maybe_texts(fields, "eligible"),
+        picked=_maybe_texts(fields, "picked"),
+        why=fields.text("why"),
+    )
     fields.done()
     return found
+
+
+def _parity(plain: Mapping[str, Any]) -> dict[str, float | None]:
+    fields = Fields(plain, "parity", _bad)
+    return {name: fields.maybe_number(name) for name in plain}
+
+
+def _listed(names: tuple[str, ...] | None) -> list[str] | None:
+    return None if names is None else list(names)
