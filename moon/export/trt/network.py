@@ -19,38 +19,22 @@ from moon.export.half import to_half
 from moon.export.trt.turing import linear_as_conv
 from moon.runtime.unpack import dense_model
 
-__all__ = ["TURING", "check_size", "halved", "plain", "prepare"]
+__all__ = ["check_size", "halved", "plain", "with_targets"]
 
-TURING = 75
+_TURING = 75
 _MOST_BYTES = (1 << 31) - 1  # of a protobuf message
 _NORMALISED = "head/normalised"  # where a graph that takes pixels goes over into the model
 
 
-def prepare(model: bytes, *, half: bool, targets: tuple[int, ...]) -> ModelProto:
-    """The network of a bundle's graph.
+def plain(model: bytes) -> ModelProto:
+    """The graph with dense weights and with inputs for what calibrating sets.
 
     Args:
-        model: model.onnx, packed or not.
-        half: compute the layers in fp16. A graph that does so already stays as it is.
-        targets: compute capabilities, as 86.
-
-    Returns:
-        A graph with the same outputs, and inputs for what calibrating sets.
+        model: model.onnx of a bundle, packed or not.
 
     Raises:
-        ExportError: it cannot be converted, or is too large.
         BundleError: not an ONNX file.
     """
-    network = plain(model)
-    if half:
-        network = halved(network)
-    if TURING in targets:
-        linear_as_conv(network)
-    return network
-
-
-def plain(model: bytes) -> ModelProto:
-    """The graph with dense weights and what calibrating sets as inputs, float32 as it is."""
     graph = load_model_from_string(model)
     fed = {value.name for value in graph.graph.input}
     for tensor in graph.graph.initializer:
@@ -64,6 +48,19 @@ def plain(model: bytes) -> ModelProto:
     del dense.graph.initializer[:]
     dense.graph.initializer.extend(copies)
     return dense
+
+
+def with_targets(network: ModelProto, targets: tuple[int, ...]) -> ModelProto:
+    """The network as the GPUs it is for can run it; a copy where that changes it.
+
+    Args:
+        targets: compute capabilities, as 86.
+    """
+    if _TURING not in targets:
+        return network
+    turned = copied(network)
+    linear_as_conv(turned)
+    return turned
 
 
 def check_size(size: int) -> None:

@@ -66,7 +66,7 @@ def _linear(
     return weight, np.broadcast_to(bias.reshape(-1), (len(weight),))
 
 
-def _factor(options: dict[str, Any], name: str) -> np.float32:
+def _factor(options: dict[str, Any], name: str) -> Any:
     return np.float32(options.get(name, 1.0))
 
 
