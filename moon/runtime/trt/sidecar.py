@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moon.errors import BundleError
 from moon.fields import Fields
 from moon.runtime.trt.package import PACKAGES, Name
+from moon.runtime.trt.parts import Profile, Sparsity, Tensor, bad_record, maybe_texts
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -35,51 +35,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 24
 _PRECISIONS = ("fp32", "fp16")
 _COMPRESSIONS = (None, "zstd")
-_REMEDY = "Build the engine again: moon export BUNDLE --trt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Numbers of images an engine takes together, and the one that it is fastest for."""
-
-    min: int
-    opt: int
-    max: int
-
-    def __str__(self) -> str:
-        return f"{self.min},{self.opt},{self.max}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """An input or output.
-
-    Attributes:
-        dtype: as numpy spells it, such as ``float32``.
-        shape: -1 for the batch.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sparsity:
-    """What 2:4 came to.
-
-    Attributes:
-        pattern: of the model's weights, as its manifest has it.
-        asked: whether the builder was told that weights are sparse.
-        eligible: layers that could run on sparse tensor cores; None where nobody counted.
-        picked: layers for which the builder chose such a kernel; None where it did not say.
-        why: the reason for what is None, or "".
-    """
-
-    pattern: str
-    asked: bool
-    eligible: tuple[str, ...] | None
-    picked: tuple[str, ...] | None
-    why: str
+_CHECKED = ("header", "opened")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +59,10 @@ class EngineRecord:
         inputs, outputs: by name. Inputs beside ``input`` are what calibrating sets.
         profile: numbers of images.
         flags: of the builder, by name.
-        layers: of the engine itself, after fusing; None where it could not be opened.
+        layers: of the engine itself, after fusing, by name; None where it could not be opened.
+        checked: how far it was tried where it was built: ``header``, or ``opened`` on a GPU.
+        parity: of the network that was built, run by ONNX Runtime, against the bundle's graph:
+            ``images``, ``max_abs`` of a logit, ``top1_agreement``, ``gate_agreement`` or None.
         model_sha256: of the model, see :func:`moon.calibrated.model_hash`.
         sparsity: what 2:4 came to.
     """
@@ -125,7 +84,9 @@ class EngineRecord:
     outputs: Mapping[str, Tensor]
     profile: Profile
     flags: tuple[str, ...]
-    layers: int | None
+    layers: tuple[str, ...] | None
+    checked: str
+    parity: Mapping[str, float | None]
     model_sha256: str
     sparsity: Sparsity
 
@@ -146,16 +107,12 @@ class EngineRecord:
         }
         plain["targets"] = [f"sm_{sm}" for sm in self.targets]
         for side in ("inputs", "outputs"):
-            plain[side] = {
-                name: {"dtype": one.dtype, "shape": list(one.shape)}
-                for name, one in plain[side].items()
-            }
-        plain["profile"] = vars(self.profile)
+            plain[side] = {name: one.to_json() for name, one in plain[side].items()}
+        plain["profile"] = self.profile.to_json()
         plain["flags"] = list(self.flags)
-        sparsity = dict(vars(self.sparsity))
-        for key in ("eligible", "picked"):
-            sparsity[key] = None if sparsity[key] is None else list(sparsity[key])
-        plain["sparsity"] = sparsity
+        plain["layers"] = None if self.layers is None else list(self.layers)
+        plain["parity"] = dict(self.parity)
+        plain["sparsity"] = self.sparsity.to_json()
         return {"schema_version": SCHEMA_VERSION, **plain}
 
     def to_bytes(self) -> bytes:
@@ -170,15 +127,15 @@ class EngineRecord:
             BundleError: it is no such file; says why.
         """
         if len(data) > _MOST_BYTES:
-            raise _bad(f"it has {len(data):,} bytes, more than any record needs")
+            raise bad_record(f"it has {len(data):,} bytes, more than any record needs")
         try:
             plain = json.loads(data.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise _bad("it is not readable JSON") from error
-        fields = Fields(plain, "the record", _bad)
+            raise bad_record("it is not readable JSON") from error
+        fields = Fields(plain, "the record", bad_record)
         schema = fields.take("schema_version")
         if isinstance(schema, bool) or schema != SCHEMA_VERSION:
-            raise _bad(f"it has another schema than {SCHEMA_VERSION}")
+            raise bad_record(f"it has another schema than {SCHEMA_VERSION}")
         record = _record(cls, fields)
         fields.done()
         return record
@@ -200,20 +157,16 @@ def is_record(name: str) -> bool:
     return _RECORD.fullmatch(name) is not None
 
 
-def _bad(cause: str) -> BundleError:
-    return BundleError(cause, remedy=_REMEDY)
-
-
 def _one_of(what: str, value: Any, known: tuple[Any, ...]) -> Any:
     if value not in known:
         names = ", ".join("null" if one is None else one for one in known)
-        raise _bad(f"{what} must be one of {names}, not {value!r}")
+        raise bad_record(f"{what} must be one of {names}, not {value!r}")
     return value
 
 
 def _matching(what: str, value: str, pattern: re.Pattern[str]) -> str:
     if pattern.fullmatch(value) is None:
-        raise _bad(f"{what} cannot be {value!r}")
+        raise bad_record(f"{what} cannot be {value!r}")
     return value
 
 
@@ -233,58 +186,31 @@ def _record(cls: type[EngineRecord], fields: Fields) -> EngineRecord:
         targets=_targets(fields.texts("targets")),
         gpu=_maybe_text(fields, "gpu"),
         precision=_one_of("precision", fields.text("precision"), _PRECISIONS),
-        inputs={name: _tensor(one) for name, one in fields.mapping("inputs").items()},
-        outputs={name: _tensor(one) for name, one in fields.mapping("outputs").items()},
-        profile=_profile(fields.take("profile")),
+        inputs={name: Tensor.from_json(one) for name, one in fields.mapping("inputs").items()},
+        outputs={name: Tensor.from_json(one) for name, one in fields.mapping("outputs").items()},
+        profile=Profile.from_json(fields.take("profile")),
         flags=fields.texts("flags"),
-        layers=fields.maybe_integer("layers"),
+        layers=maybe_texts(fields, "layers"),
+        checked=_one_of("checked", fields.text("checked"), _CHECKED),
+        parity=_parity(fields.mapping("parity")),
         model_sha256=_matching("model_sha256", fields.text("model_sha256"), _SHA256),
-        sparsity=_sparsity(fields.take("sparsity")),
+        sparsity=Sparsity.from_json(fields.take("sparsity")),
     )
 
 
 def _targets(names: tuple[str, ...]) -> tuple[int, ...]:
     if not names or not all(re.fullmatch(r"sm_\d{2,3}", name) for name in names):
-        raise _bad(f"targets must be GPUs such as sm_86, not {', '.join(names) or 'none'}")
+        raise bad_record(f"targets must be GPUs such as sm_86, not {', '.join(names) or 'none'}")
     return tuple(int(name.removeprefix("sm_")) for name in names)
 
 
 def _maybe_text(fields: Fields, name: str) -> str | None:
     value = fields.take(name)
     if value is not None and not isinstance(value, str):
-        raise _bad(f"{name} must be a text or null")
+        raise bad_record(f"{name} must be a text or null")
     return value
 
 
-def _tensor(plain: object) -> Tensor:
-    fields = Fields(plain, "a tensor", _bad)
-    tensor = Tensor(dtype=fields.text("dtype"), shape=fields.integers("shape"))
-    fields.done()
-    return tensor
-
-
-def _profile(plain: object) -> Profile:
-    fields = Fields(plain, "profile", _bad)
-    profile = Profile(**{name: fields.integer(name) for name in ("min", "opt", "max")})
-    fields.done()
-    if not 1 <= profile.min <= profile.opt <= profile.max:
-        raise _bad(f"a profile must rise from at least 1, not {profile}")
-    return profile
-
-
-def _sparsity(plain: object) -> Sparsity:
-    fields = Fields(plain, "sparsity", _bad)
-    asked = fields.take("asked")
-    if not isinstance(asked, bool):
-        raise _bad("sparsity.asked must be true or false")
-    layers: dict[str, tuple[str, ...] | None] = {}
-    for name in ("eligible", "picked"):
-        value = fields.take(name)
-        if value is not None and not (
-            isinstance(value, list) and all(isinstance(one, str) for one in value)
-        ):
-            raise _bad(f"sparsity.{name} must be a list of names or null")
-        layers[name] = None if value is None else tuple(value)
-    found = Sparsity(pattern=fields.text("pattern"), asked=asked, why=fields.text("why"), **layers)
-    fields.done()
-    return found
+def _parity(plain: Mapping[str, Any]) -> dict[str, float | None]:
+    fields = Fields(plain, "parity", bad_record)
+    return {name: fields.maybe_number(name) for name in plain}
