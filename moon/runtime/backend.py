@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from moon.bundle import Bundle
     from moon.runtime.trt.lane import Timings
 
-__all__ = ["DEFAULT", "NAMES", "Availability", "Backend", "Timed", "backends", "open_backend"]
+__all__ = [
+    "DEFAULT",
+    "NAMES",
+    "Availability",
+    "Backend",
+    "NoEngineError",
+    "Timed",
+    "backends",
+    "open_backend",
+]
 
 DEFAULT = "onnxruntime"
 # Names users may meet, and why those that are missing are missing.
@@ -64,6 +73,10 @@ class Timed(Protocol):
         """
 
 
+class NoEngineError(BackendError):
+    """A backend can run here, and no engine of the bundle is for it and this GPU."""
+
+
 @dataclass(frozen=True)
 class Availability:
     """Whether a backend can run here.
@@ -103,6 +116,7 @@ def open_backend(
         warn: told, in a line, of what may make the backend slower than expected.
 
     Raises:
+        NoEngineError: the bundle has no engine for the backend and this GPU.
         BackendError: no such backend, or it cannot run here.
         MissingExtraError: a package it needs is not installed.
     """

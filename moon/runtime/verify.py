@@ -11,12 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon.bundle import Bundle, Golden
-from moon.errors import BackendError, BundleError
+from moon.errors import BackendError, BundleError, MissingExtraError
 from moon.gate import Gate
-from moon.runtime.backend import backends, open_backend
+from moon.runtime.backend import Backend, NoEngineError, backends, open_backend
 from moon.threshold import accepts, as_float32
 
-__all__ = ["Check", "Parity", "golden_bars", "golden_outputs", "parity", "tolerance", "verify"]
+__all__ = [
+    "Check",
+    "Parity",
+    "golden_bars",
+    "golden_outputs",
+    "parity",
+    "run_golden",
+    "tolerance",
+    "verify",
+]
 
 # Largest difference of a logit, for logits of up to about 10.
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
@@ -149,11 +158,15 @@ def golden_outputs(
         threads: for one inference.
         warn: told what may make the backend slower than expected.
     """
+    return run_golden(bundle, open_backend(bundle, name, threads=threads, warn=warn))
+
+
+def run_golden(bundle: Bundle, backend: Backend) -> dict[str, NDArray[Any]]:
+    """:func:`golden_outputs` of a backend that is open already."""
     pixels = bundle.golden()["pixels"]
     as_is = bundle.manifest.input.dtype == "uint8"
     batch: NDArray[Any] = pixels if as_is else bundle.preprocess.normalise(pixels)
-    gate = bundle.gate(name)
-    backend = open_backend(bundle, name, threads=threads, warn=warn)
+    gate = bundle.gate(backend.name)
     one = gate is not None and gate.per_class is None
     return backend.run(batch, gate.threshold if gate is not None and one else None)
 
@@ -188,16 +201,18 @@ def _golden(bundle: Bundle, name: str) -> Check:
     golden = bundle.golden()
     notes: list[str] = []
     try:
-        outputs = golden_outputs(bundle, name, warn=notes.append)
-    except BackendError as error:
+        backend = open_backend(bundle, name, warn=notes.append)
+        outputs = run_golden(bundle, backend)
+    except NoEngineError as error:
+        return Check(name, True, f"not run: {error}")
+    except (BackendError, MissingExtraError) as error:
         return Check(name, False, str(error))
+    # An engine may compute in fp16 what the graph does in fp32.
+    precision = backend.info()["precision"]
     found = parity(
-        golden,
-        outputs,
-        precision=bundle.manifest.precision,
-        threshold=golden_bars(bundle, golden, name),
+        golden, outputs, precision=precision, threshold=golden_bars(bundle, golden, name)
     )
-    allowed = tolerance(golden["logits"], bundle.manifest.precision)
+    allowed = tolerance(golden["logits"], precision)
     decisions = "none to compare" if found.gate_agreement is None else f"{found.gate_agreement:.1%}"
     gates_itself = _gates_itself(bundle, name, outputs)
     return Check(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moon.calibrated import calibrated_values
 from moon.errors import BackendError
+from moon.runtime.backend import NoEngineError
 from moon.runtime.trt.api import Api, load
 from moon.runtime.trt.backend import Settings, TensorRT
 from moon.runtime.trt.cuda import Driver, GpuFacts
@@ -46,8 +47,8 @@ def open_tensorrt(
 
     Raises:
         MissingExtraError: the package is not installed.
-        BackendError: there is no GPU or driver, the package does not fit the GPU, or no engine
-            of the bundle fits.
+        NoEngineError: no engine of the bundle fits; says why those there are do not.
+        BackendError: there is no GPU or driver, or the package does not fit the GPU.
         BundleError: the engine is damaged.
     """
     title = PACKAGES[name].title
@@ -133,7 +134,7 @@ def _record(bundle: Bundle, api: Api, gpu: GpuFacts, warn: Callable[[str], None]
     found = find(bundle, Wanted(package=api.name, version=api.version, sm=gpu.sm, gpu=gpu.name))
     if found.record is None:
         why = f": {found.why}" if found.why else ""
-        raise BackendError(
+        raise NoEngineError(
             f"{bundle.path} holds no engine for {api.title} on {gpu.name} (sm_{gpu.sm}){why}",
             remedy=f"Build one: moon export {bundle.path} --trt",
         )
