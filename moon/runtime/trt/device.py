@@ -68,12 +68,16 @@ class Device:
             raise self._too_little(size) from error
         return found.value
 
-    def _too_little(self, size: int) -> CudaError:
+    def free_memory(self) -> int:
+        """Bytes that are free on the GPU, whoever uses the rest."""
         free, total = c_size_t(), c_size_t()
         self._call("cuMemGetInfo_v2", byref(free), byref(total))
+        return free.value
+
+    def _too_little(self, size: int) -> CudaError:
         return CudaError(
             f"the GPU has too little memory: {size >> 20:,} MiB more were wanted, and "
-            f"{free.value >> 20:,} of {total.value >> 20:,} MiB are free",
+            f"{self.free_memory() >> 20:,} MiB are free",
             code=OUT_OF_MEMORY,
             remedy=MORE_MEMORY,
         )
