@@ -10,7 +10,15 @@ from moon.runtime.trt.gpu import Gpu, compute_capability, first_gpu
 from moon.runtime.trt.package import PACKAGES, RTX_TARGETS, Name, fitting, installed, which_fits
 from moon.runtime.trt.sidecar import Profile
 
-__all__ = ["Choice", "EngineRequest", "Precision", "choose", "read_profile", "read_targets"]
+__all__ = [
+    "Choice",
+    "EngineRequest",
+    "Precision",
+    "choose",
+    "read_profile",
+    "read_targets",
+    "wanted",
+]
 
 Precision = Literal["fp16", "fp32"]
 _PROFILE = Profile(min=1, opt=1, max=32)
@@ -105,6 +113,11 @@ def choose(request: EngineRequest) -> Choice:
         )
     package = PACKAGES[request.package]
     raise MissingExtraError(package.name, package.extra, f"an engine of {package.title}")
+
+
+def wanted(trt: EngineRequest | bool) -> EngineRequest | None:
+    """The request itself, the default one for True, None for False."""
+    return (EngineRequest() if trt else None) if isinstance(trt, bool) else trt
 
 
 def read_targets(texts: list[str]) -> tuple[int, ...]:
