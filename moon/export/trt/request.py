@@ -98,6 +98,11 @@ def choose(request: EngineRequest) -> Choice:
             )
         targets = (here.sm,)
     names = [request.package] if request.package else _serving(targets)
+    if names == ["tensorrt"] and len(targets) > 1:
+        raise UsageError(
+            f"TensorRT builds for one GPU at a time, and asked for are {_spelled(targets)}",
+            remedy="Run moon export BUNDLE --trt on each machine",
+        )
     for name in names:
         _check_fits(name, targets)
     have = [name for name in names if installed(name) is not None]
