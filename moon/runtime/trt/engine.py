@@ -17,6 +17,7 @@ from moon.runtime.trt.tensor import Ports
 __all__ = ["Engine"]
 
 _AGAIN = "Build the engine again, with the TensorRT that is installed and for this GPU"
+_DRIVER = "Install a newer NVIDIA driver, one for the CUDA that this TensorRT was made for"
 
 
 class Engine:
@@ -133,4 +134,5 @@ class Engine:
 
     def _refused(self, what: str, reasons: list[str]) -> BackendError:
         why = reasons[0] if reasons else "no reason given"
-        return BackendError(f"{self._title} {what}: {why}", remedy=_AGAIN)
+        remedy = _DRIVER if "driver" in why else _AGAIN
+        return BackendError(f"{self._title} {what}: {why}", remedy=remedy)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
 from dataclasses import dataclass
 
-__all__ = ["Gpu", "compute_capability", "first_gpu", "gpus"]
+from moon.errors import BackendError
+from moon.runtime.trt.cuda import Driver
 
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
+__all__ = ["Gpu", "compute_capability", "first_gpu", "gpus"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,12 @@ class Gpu:
 
 def gpus() -> tuple[Gpu, ...]:
     """Every GPU that the driver shows to this process; none without a driver."""
-    driver = _driver()
-    if driver is None or driver.cuInit(0) != 0:
+    try:
+        driver = Driver.load()
+        found = [driver.facts(ordinal) for ordinal in range(driver.devices)]
+    except BackendError:
         return ()
-    count = ctypes.c_int()
-    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return ()
-    found = (_gpu(driver, index) for index in range(count.value))
-    return tuple(gpu for gpu in found if gpu is not None)
+    return tuple(Gpu(facts.name, facts.sm) for facts in found)
 
 
 def first_gpu() -> Gpu | None:
@@ -49,27 +46,3 @@ def compute_capability(text: str) -> int | None:
     """``sm_86``, ``sm86``, ``8.6`` or ``86`` as 86; None where it is no such thing."""
     found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip().lower())
     return int(found[1] + found[2]) if found else None
-
-
-def _driver() -> ctypes.CDLL | None:
-    for name in _LIBRARIES:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    return None
-
-
-def _gpu(driver: ctypes.CDLL, index: int) -> Gpu | None:
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    if driver.cuDeviceGet(ctypes.byref(device), index) != 0:
-        return None
-    parts = []
-    for attribute in (_MAJOR, _MINOR):
-        value = ctypes.c_int()
-        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) != 0:
-            return None
-        parts.append(value.value)
-    if driver.cuDeviceGetName(name, len(name), device) != 0:
-        return None
-    return Gpu(name.value.decode(errors="replace"), 10 * parts[0] + parts[1])

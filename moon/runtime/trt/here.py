@@ -27,7 +27,9 @@ def available(name: Name) -> Availability:
         missing = f"the package {name} is not installed"
         if gpu is None:
             return Availability(False, f"{missing}, and {reason}")
-        return Availability(False, f"{missing}; {which_fits([gpu.sm])}", package.install)
+        return Availability(
+            False, f"{missing}; it would fit {gpu.name} (sm_{gpu.sm})", package.install
+        )
     title = f"{package.title} {version}".rstrip()
     if gpu is None:
         return Availability(False, f"{title} is installed, and {reason}")

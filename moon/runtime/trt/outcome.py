@@ -75,7 +75,7 @@ class Outcome:
             threshold: replaces the gate's; NaN, as for the graph, does not.
         """
         results: dict[str, NDArray[Any]] = {
-            name: value.astype(np.int64) if name == "label" else as_float32(value)
+            name: value.astype(np.int64 if name == "label" else np.float32, copy=False)
             for name, value in found.items()
         }
         if "label" not in results:
