@@ -1,5 +1,7 @@
 """What the builder says of sparse layers, as versions of TensorRT word it."""
 
+import re
+
 import pytest
 
 from moon.export.trt.build_log import (
@@ -62,8 +64,5 @@ def test_kernels_by_name() -> None:
     ],
 )
 def test_errors_in_a_line(said: str, text: str) -> None:
-    assert pytest.raises(Exception, _raise, said).match(text)
-
-
-def _raise(said: str) -> None:
-    raise build_error("TensorRT 11", [Message("error", said)])
+    error = build_error("TensorRT 11", [Message("error", said)])
+    assert re.search(text, str(error))
