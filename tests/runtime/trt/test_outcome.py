@@ -13,9 +13,11 @@ from moon.class_calibration import calibrate_per_class
 from moon.errors import BackendError
 from moon.gate_calibration import Promise, calibrate_conformal
 from moon.runtime.backend import open_backend
+from moon.runtime.calibrate import calibrate
 from moon.runtime.trt.outcome import Outcome
 from tests.bundles import images, make_bundle
 from tests.runtime.trt.conftest import Open
+from tests.test_graph_p_values import source, with_p_values
 
 
 def _scores(bundle: Bundle, name: str, n: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +103,18 @@ def test_an_engine_that_makes_no_label(tmp_path: Path) -> None:
     label = engine.pop("label")
     found = Outcome(bundle, "tensorrt", list(engine), "e").of(engine)
     np.testing.assert_array_equal(found["label"], label)
+
+
+def test_p_values_are_those_of_the_gate_now(tmp_path: Path, open_standin: Open) -> None:
+    blank = with_p_values(tmp_path / "p")
+    old = blank.model_bytes()
+    again = calibrate(blank, source(tmp_path, 300), reject=0.1)
+    batch = again.preprocess.normalise(images(40, seed=4))
+    found, expected = open_standin(again, model=old).run(batch), open_backend(again).run(batch)
+    assert list(found) == list(expected)
+    for name in (f"p_{score}" for score in again.manifest.scores):
+        assert not np.isnan(expected[name]).any()
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_half_precision_and_int32_become_what_the_graph_says(tmp_path: Path) -> None:
