@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -14,7 +14,6 @@ from moon.errors import DISTRIBUTION, BackendError
 
 if TYPE_CHECKING:
     from moon.bundle import Bundle
-    from moon.runtime.trt.lane import Timings
 
 __all__ = [
     "DEFAULT",
@@ -22,7 +21,6 @@ __all__ = [
     "Availability",
     "Backend",
     "NoEngineError",
-    "Timed",
     "backends",
     "open_backend",
 ]
@@ -58,19 +56,6 @@ class Backend(Protocol):
 
     def info(self) -> dict[str, Any]:
         """``name``, ``version``, ``provider``, ``precision`` and ``threads``."""
-
-
-@runtime_checkable
-class Timed(Protocol):
-    """What a backend that computes on a device of its own may offer besides."""
-
-    def timed(
-        self, batch: NDArray[Any], threshold: float | None = None
-    ) -> tuple[dict[str, NDArray[Any]], Timings]:
-        """As :meth:`Backend.run`, and how long copying in, computing and copying out took.
-
-        By the device's own clock, so that what the host does before and after is not in it.
-        """
 
 
 class NoEngineError(BackendError):

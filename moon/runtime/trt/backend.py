@@ -103,7 +103,7 @@ class TensorRT:
     def timed(
         self, batch: NDArray[Any], threshold: float | None = None
     ) -> tuple[dict[str, NDArray[Any]], Timings]:
-        """See :class:`moon.runtime.backend.Timed`; of a batch in pieces, the sum of them."""
+        """See :class:`moon.runtime.timed.Timed`; of a batch in pieces, the sum of them."""
         self._check(batch)
         spent = [Timings(0.0, 0.0, 0.0)]
 

@@ -154,7 +154,8 @@ def _gpu(driver: Driver, gpu: GpuFacts) -> dict[str, Any]:
     }
 
 
-def _sparse_layers(record: EngineRecord) -> dict[str, int | None]:
-    """How many layers could use 2:4 kernels and do, None where nobody could say."""
+def _sparse_layers(record: EngineRecord) -> dict[str, Any]:
+    """How many layers could use 2:4 kernels and do, and why where nobody could say."""
     sides = {"eligible": record.sparsity.eligible, "picked": record.sparsity.picked}
-    return {name: None if layers is None else len(layers) for name, layers in sides.items()}
+    counts = {name: None if layers is None else len(layers) for name, layers in sides.items()}
+    return {**counts, "why": record.sparsity.why or None}

@@ -41,7 +41,7 @@ class StandInApi:
 RECORD = SimpleNamespace(
     file="engines/stand-in.engine",
     precision="fp32",
-    sparsity=SimpleNamespace(eligible=("a", "b"), picked=None),
+    sparsity=SimpleNamespace(eligible=("a", "b"), picked=None, why="nobody looked"),
 )
 Open = Callable[..., TensorRT]
 

@@ -17,9 +17,10 @@ import pytest
 
 from moon.bundle import Bundle
 from moon.gate_calibration import calibrate_conformal
-from moon.runtime.backend import Timed, backends, open_backend
+from moon.runtime.backend import backends, open_backend
 from moon.runtime.calibrate import calibrate
 from moon.runtime.predictor import Predictor
+from moon.runtime.timed import Timed
 from moon.runtime.trt.backend import Settings, TensorRT
 from moon.runtime.trt.opening import open_tensorrt
 from moon.runtime.trt.package import Name
