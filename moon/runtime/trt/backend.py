@@ -78,7 +78,7 @@ class TensorRT:
         self.outputs: tuple[str, ...] = outcome.outputs
         self._device, self._engine, self._outcome = device, engine, outcome
         self._dtype, self._settings, self._facts = np.dtype(dtype), settings, dict(facts)
-        self._process = os.getpid()
+        self._process, self._closed = os.getpid(), False
         self._seen: set[int] = set()
         ports = engine.ports
         wanted = [one.name for one in ports.outputs if one.name in outcome.wanted]
@@ -130,11 +130,12 @@ class TensorRT:
 
     def close(self) -> None:
         """Free the GPU, once; batches under way are waited for, later ones refused."""
-        if os.getpid() != self._process:
-            return  # it is the parent's
+        if self._closed or os.getpid() != self._process:
+            return  # in a process that was forked it is the parent's
         _OPEN.discard(self)
         self._pool.close()
         if self._pool.count == 0:
+            self._closed = True
             self._engine.close()
             self._device.close()
 

@@ -45,6 +45,7 @@ MORE_MEMORY = "Use a smaller batch, or end what else uses the GPU"
 _AGAIN = "Start the process again; if it comes back, report it with the model"
 _REMEDIES = {
     2: MORE_MEMORY,
+    3: "A process that was forked after CUDA was started cannot use it: start processes by spawn",
     34: "The library found is the toolkit's stub: take it off the library path",
     46: "Another process has the GPU to itself (compute mode exclusive): end it, or change that",
     100: _NO_DRIVER,

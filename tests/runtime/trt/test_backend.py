@@ -6,6 +6,9 @@ copies, batches of all sizes, threads, graphs, memory, and the gate.
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -277,6 +280,48 @@ def test_a_predictor_decides_alike(bundle: Bundle, open_standin: Open) -> None:
     there = Predictor.open(bundle).decide(pixels)
     assert [one.accepted for one in here] == [one.accepted for one in there]
     assert [one.label for one in here] == [one.label for one in there]
+
+
+_ENDING = """
+import sys, threading, time
+from moon.bundle import Bundle
+from moon.runtime.trt.backend import Settings
+from moon.runtime.trt.opening import opened
+from tests.runtime.trt.conftest import RECORD, StandInApi
+from tests.runtime.trt.standin import StandInDevice, StandInEngine
+
+bundle, device = Bundle.open(sys.argv[1]), StandInDevice()
+closed = device.close
+device.close = lambda: (closed(), print("closed", device.leaks))
+engine = StandInEngine(device, bundle.model_bytes(), (1, 4, 8))
+api, settings = StandInApi(engine), Settings()
+backend = opened(bundle, api, device, b"", RECORD, settings, key=bytes(32), facts={})
+batch = bundle.preprocess.normalise(bundle.golden()["pixels"])
+
+def work():
+    while True:
+        backend.run(batch)
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+"""
+
+
+def test_a_process_ends_while_threads_run(bundle: Bundle) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDING, str(bundle.path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closed {}\n", "")
+
+
+def test_who_forgets_to_close_leaves_nothing(
+    bundle: Bundle, device: StandInDevice, open_standin: Open
+) -> None:
+    open_standin(bundle).run(_batch(bundle, 2))
+    gc.collect()
+    assert device.leaks == {} and device.closed
 
 
 def test_settings_are_checked() -> None:
