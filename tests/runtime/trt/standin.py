@@ -12,14 +12,20 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import tensorrt_rtx
+import pytest
 from numpy.typing import NDArray
 
 from moon.runtime.onnxruntime import OnnxRuntime
+from moon.runtime.trt.api import Validity
 from moon.runtime.trt.cuda import OUT_OF_MEMORY, CudaError
+from moon.runtime.trt.log import Log
+from moon.runtime.trt.package import PACKAGES
+
+trt = pytest.importorskip("tensorrt_rtx", reason="its types and enumerations are used")
 
 Work = Callable[[], None]
 
@@ -263,24 +269,24 @@ class StandInEngine:
         return self.names[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        mode = tensorrt_rtx.TensorIOMode
+        mode = trt.TensorIOMode
         return mode.INPUT if name == "input" or name in self._settings else mode.OUTPUT
 
     def get_tensor_location(self, name: str) -> Any:
-        return tensorrt_rtx.TensorLocation.DEVICE
+        return trt.TensorLocation.DEVICE
 
     def get_tensor_shape(self, name: str) -> Any:
-        return tensorrt_rtx.Dims(list(self._shapes[name]))
+        return trt.Dims(list(self._shapes[name]))
 
     def get_tensor_dtype(self, name: str) -> Any:
-        types = tensorrt_rtx.DataType
+        types = trt.DataType
         known = {"float32": types.FLOAT, "int64": types.INT64, "bool": types.BOOL}
         known |= {"uint8": types.UINT8}
         return known[self._types[name].name]
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
         rest = list(self._shapes[name][1:])
-        return [tensorrt_rtx.Dims([rows, *rest]) for rows in self.profile]
+        return [trt.Dims([rows, *rest]) for rows in self.profile]
 
     def create_execution_context(self, *_: Any) -> StandInContext | None:
         if len(self.contexts) >= self.most_contexts:
@@ -304,3 +310,27 @@ class StandInEngine:
         found = self._ort.run(there("input", dims).copy())
         for name, value in found.items():
             there(name, value.shape)[...] = value
+
+
+class StandInApi:
+    """An ``Api`` whose runtime gives an engine that stands in for one."""
+
+    def __init__(self, engine: StandInEngine | None, why: str = "") -> None:
+        # TensorRT's own enumerations, without those that only TensorRT-RTX has.
+        names = ("TensorIOMode", "TensorLocation", "DataType", "nptype")
+        self.trt = SimpleNamespace(**{name: getattr(trt, name) for name in names})
+        self.name, self.version, self.package = "tensorrt", "11.4.0", PACKAGES["tensorrt"]
+        self.title, self.log, self._engine, self._why = "TensorRT 11.4.0", Log(), engine, why
+
+    def runtime(self) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: self._engine)
+
+    def check(self, data: bytes, runtime: Any) -> Validity:
+        return Validity(ok=not self._why, why=self._why, complete=True)
+
+
+RECORD = SimpleNamespace(
+    file="engines/stand-in.engine",
+    precision="fp32",
+    sparsity=SimpleNamespace(eligible=("a", "b"), picked=None, why="nobody looked"),
+)

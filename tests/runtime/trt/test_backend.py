@@ -23,8 +23,8 @@ from moon.runtime.timed import Timed
 from moon.runtime.trt.backend import Settings
 from moon.runtime.trt.lane import Timings
 from tests.bundles import images, make_bundle
-from tests.runtime.trt.conftest import RECORD, Open, StandInApi
-from tests.runtime.trt.standin import StandInDevice
+from tests.runtime.trt.conftest import Open
+from tests.runtime.trt.standin import RECORD, StandInApi, StandInDevice
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +287,7 @@ import sys, threading, time
 from moon.bundle import Bundle
 from moon.runtime.trt.backend import Settings
 from moon.runtime.trt.opening import opened
-from tests.runtime.trt.conftest import RECORD, StandInApi
-from tests.runtime.trt.standin import StandInDevice, StandInEngine
+from tests.runtime.trt.standin import RECORD, StandInApi, StandInDevice, StandInEngine
 
 bundle, device = Bundle.open(sys.argv[1]), StandInDevice()
 closed = device.close
