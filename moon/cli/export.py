@@ -20,8 +20,8 @@ from moon.cli.engine_build import (
     TrtPackage,
     TrtPrecision,
     TrtTarget,
+    add_engines,
     add_to_bundle,
-    engine_lines,
     request,
 )
 from moon.cli.facts import bundle_facts, bytes_line, classes_line
@@ -251,10 +251,9 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     table.add_row("Sparsity", f"{percent(facts['sparsity'])} ({facts['pattern']})")
     table.add_row("model.onnx", bytes_line(facts))
     table.add_row("Scores", ", ".join(facts["scores"]))
-    for name, why in facts["provenance"]["export"]["left_out"].items():
+    left_out = facts["provenance"].get("export", {}).get("left_out", {})
+    for name, why in left_out.items():
         table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
-    for engine in facts["engines"]:
-        for title, line in zip(("Engine", "", ""), engine_lines(engine), strict=False):
-            table.add_row(title, escape(line))
+    add_engines(table, facts)
     output().print(table)
