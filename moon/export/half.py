@@ -52,9 +52,9 @@ def to_half(body: ModelProto) -> ModelProto:
 def _cut(trunk: ModelProto, last: list[NodeProto]) -> None:
     """Leave only what computes the features, as the one output."""
     features = last[0].input[0]
-    names = {node.name for node in last}
+    made = {name for node in last for name in node.output}  # nodes need not have names
     for i in reversed(range(len(trunk.graph.node))):
-        if trunk.graph.node[i].name in names:
+        if set(trunk.graph.node[i].output) & made:
             del trunk.graph.node[i]
     del trunk.graph.output[:]
     trunk.graph.output.append(helper.make_tensor_value_info(features, TensorProto.FLOAT, None))

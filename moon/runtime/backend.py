@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
@@ -15,16 +15,21 @@ from moon.errors import DISTRIBUTION, BackendError
 if TYPE_CHECKING:
     from moon.bundle import Bundle
 
-__all__ = ["DEFAULT", "NAMES", "Availability", "Backend", "backends", "open_backend"]
+__all__ = [
+    "DEFAULT",
+    "NAMES",
+    "Availability",
+    "Backend",
+    "NoEngineError",
+    "backends",
+    "open_backend",
+]
 
 DEFAULT = "onnxruntime"
 # Names users may meet, and why those that are missing are missing.
-_NOT_IN_THIS_VERSION = {
-    "tensorrt": "the TensorRT backend",
-    "tensorrt_rtx": "the TensorRT-RTX backend",
-    "torch": "the PyTorch backend",
-}
-NAMES = ("onnxruntime", "sparse", *_NOT_IN_THIS_VERSION, "fake")
+_NOT_IN_THIS_VERSION = {"torch": "the PyTorch backend"}
+_TENSORRT: tuple[Literal["tensorrt"], Literal["tensorrt_rtx"]] = ("tensorrt", "tensorrt_rtx")
+NAMES = ("onnxruntime", "sparse", *_TENSORRT, *_NOT_IN_THIS_VERSION, "fake")
 
 
 class Backend(Protocol):
@@ -54,6 +59,10 @@ class Backend(Protocol):
 
         Also ``largest_batch``, where it takes only so many images at once.
         """
+
+
+class NoEngineError(BackendError):
+    """A backend can run here, and no engine of the bundle is for it and this GPU."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +99,12 @@ def open_backend(
         name: one of :data:`NAMES`.
         threads: threads for one inference; 0 leaves it to the backend.
         spin: let idle threads spin between runs, which is faster and keeps the cores busy; None
-            for what the backend does by itself: ``onnxruntime`` does, ``sparse`` does not.
+            for what the backend does by itself: ``onnxruntime`` does, ``sparse`` does not. With
+            TensorRT it is the thread that waits for the GPU, which spins or sleeps.
         warn: told, in a line, of what may make the backend slower than expected.
 
     Raises:
+        NoEngineError: the bundle has no engine for the backend and this GPU.
         BackendError: no such backend, or it cannot run here.
         MissingExtraError: a package it needs is not installed.
     """
@@ -116,6 +127,9 @@ def open_backend(
         return SparseBackend(
             data, threads=threads, spin=bool(spin), precision=precision, warn=warn, tuning=tuning
         )
+    for package in _TENSORRT:
+        if name == package:
+            return _tensorrt(model, package, spin, warn)
     if name == "fake":
         from moon.runtime.fake import FakeBackend
 
@@ -133,9 +147,10 @@ def open_backend(
 def backends() -> Mapping[str, Availability]:
     """Every backend by name, and whether it can run here.
 
-    Installed means found: nothing is imported.
+    Installed means found: no package is imported.
     """
     found: dict[str, Availability] = {"onnxruntime": _onnxruntime(), "sparse": _sparse()}
+    found |= {name: _tensorrt_here(name) for name in _TENSORRT}
     for name, what in _NOT_IN_THIS_VERSION.items():
         found[name] = Availability(False, f"{what} is not in this version of moon")
     found["fake"] = Availability(True, "makes up its outputs; for tests only")
@@ -147,6 +162,29 @@ def _model(model: Bundle | bytes) -> tuple[bytes, str]:
     if isinstance(model, bytes):
         return model, "fp32"
     return model.model_bytes(), model.manifest.precision
+
+
+def _tensorrt(
+    model: Bundle | bytes,
+    name: Literal["tensorrt", "tensorrt_rtx"],
+    spin: bool | None,
+    warn: Callable[[str], None],
+) -> Backend:
+    if isinstance(model, bytes):
+        raise BackendError(
+            f"{name} runs an engine that a bundle holds, and was given an ONNX graph alone",
+            remedy="Give a bundle with engines; in moon bench, use --baseline onnxruntime or none",
+        )
+    from moon.runtime.trt.backend import Settings
+    from moon.runtime.trt.opening import open_tensorrt
+
+    return open_tensorrt(model, name, Settings(sleeping=spin is False), warn=warn)
+
+
+def _tensorrt_here(name: Literal["tensorrt", "tensorrt_rtx"]) -> Availability:
+    from moon.runtime.trt.here import available
+
+    return available(name)
 
 
 def _sparse() -> Availability:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moon.bundle import Bundle, Golden
-from moon.errors import BackendError, BundleError
+from moon.errors import BackendError, BundleError, MissingExtraError
 from moon.gate import Gate
-from moon.runtime.backend import backends, open_backend
+from moon.runtime.backend import Backend, NoEngineError, backends, open_backend
+from moon.runtime.trt.check import check_engines
 from moon.threshold import accepts, as_float32
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "golden_bars",
     "golden_outputs",
     "parity",
+    "run_golden",
     "scaled_tolerance",
     "tolerance",
     "verify",
@@ -56,12 +58,14 @@ class Parity:
         top1_agreement: share of inputs with the same label.
         gate_agreement: share with the same decision, leaving out scores closer to the
             threshold than the tolerance; None when that leaves none.
-        within: whether max_abs is within the tolerance and both shares are 1.
+        max_abs_within: whether max_abs is within the tolerance.
+        within: whether it is, and both shares are 1.
     """
 
     max_abs: float
     top1_agreement: float
     gate_agreement: float | None
+    max_abs_within: bool
     within: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +84,8 @@ def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
         bundle: the bundle, which is read again from its folder, or that folder.
 
     Returns:
-        A check for the files, one for the gate, and one for each backend that can run here.
+        A check for the files, one for the gate, one for each backend that can run here, and one
+        for each TensorRT engine in the bundle.
         A bundle that cannot be opened gives the first alone, not ok.
     """
     path = bundle.path if isinstance(bundle, Bundle) else bundle
@@ -93,6 +98,7 @@ def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
     for name, available in backends().items():
         if available.ok and name != "fake":  # it makes its outputs up
             checks.append(_golden(opened, name))
+    checks.extend(Check(*found) for found in check_engines(opened))
     return checks
 
 
@@ -125,8 +131,14 @@ def parity(
         clear = ~(np.abs(then.astype(np.float64) - bar) <= slack)
         same = accepts(then, bar) == accepts(now, bar)
         agreement = float(np.mean(same[clear])) if clear.any() else None
-    within = max_abs <= allowed and top1 == 1 and agreement in (None, 1.0)
-    return Parity(max_abs=max_abs, top1_agreement=top1, gate_agreement=agreement, within=within)
+    near = max_abs <= allowed
+    return Parity(
+        max_abs=max_abs,
+        top1_agreement=top1,
+        gate_agreement=agreement,
+        max_abs_within=near,
+        within=near and top1 == 1 and agreement in (None, 1.0),
+    )
 
 
 def tolerance(logits_NL: NDArray[Any], precision: str) -> float:
@@ -154,11 +166,15 @@ def golden_outputs(
         threads: for one inference.
         warn: told what may make the backend slower than expected.
     """
+    return run_golden(bundle, open_backend(bundle, name, threads=threads, warn=warn))
+
+
+def run_golden(bundle: Bundle, backend: Backend) -> dict[str, NDArray[Any]]:
+    """:func:`golden_outputs` of a backend that is open already."""
     pixels = bundle.golden()["pixels"]
     as_is = bundle.manifest.input.dtype == "uint8"
     batch: NDArray[Any] = pixels if as_is else bundle.preprocess.normalise(pixels)
-    gate = bundle.gate(name)
-    backend = open_backend(bundle, name, threads=threads, warn=warn)
+    gate = bundle.gate(backend.name)
     one = gate is not None and gate.per_class is None
     return backend.run(batch, gate.threshold if gate is not None and one else None)
 
@@ -193,16 +209,18 @@ def _golden(bundle: Bundle, name: str) -> Check:
     golden = bundle.golden()
     notes: list[str] = []
     try:
-        outputs = golden_outputs(bundle, name, warn=notes.append)
-    except BackendError as error:
+        backend = open_backend(bundle, name, warn=notes.append)
+        outputs = run_golden(bundle, backend)
+    except NoEngineError as error:
+        return Check(name, True, f"not run: {error}")
+    except (BackendError, MissingExtraError) as error:
         return Check(name, False, str(error))
+    # An engine may compute in fp16 what the graph does in fp32.
+    precision = backend.info()["precision"]
     found = parity(
-        golden,
-        outputs,
-        precision=bundle.manifest.precision,
-        threshold=golden_bars(bundle, golden, name),
+        golden, outputs, precision=precision, threshold=golden_bars(bundle, golden, name)
     )
-    allowed = tolerance(golden["logits"], bundle.manifest.precision)
+    allowed = tolerance(golden["logits"], precision)
     decisions = "none to compare" if found.gate_agreement is None else f"{found.gate_agreement:.1%}"
     gates_itself = _gates_itself(bundle, name, outputs)
     return Check(

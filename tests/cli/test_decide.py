@@ -235,7 +235,7 @@ def test_bench_without_a_baseline_at_a_rate(moon: Moon, exported: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["--backend", "tensorrt"], 1, "not in this version"),
+        (["--backend", "tensorrt"], 1, "TensorRT"),
         (["--picture", "x.foo"], 2, "x.foo is no kind of picture"),
         (["other"], 2, "moon bench takes one bundle, and got 2"),
         (["--compare"], 2, "--compare takes two results, and got 1"),

@@ -75,16 +75,22 @@ class Cache:
     Args:
         folder: where entries are; None for :func:`default_folder`. Made when missing.
         limit: bytes of entries to keep; the oldest go first.
+        largest: bytes of an object; larger ones are not kept.
 
     Attributes:
         folder: where entries are, None where nothing is kept.
         reason: why nothing is kept, "" otherwise.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, limit: int = LIMIT) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        limit: int = LIMIT,
+        largest: int = _LARGEST,
+    ) -> None:
         wanted = default_folder() if folder is None else _absolute(Path(folder))
         self.folder: Path | None = None
-        self._limit = limit
+        self._limit, self._largest = limit, largest
         self._size: int | None = None
         if not _SUPPORTED:
             self.reason = "code is not kept on this system"
@@ -99,7 +105,7 @@ class Cache:
         try:
             with self._open() as folder:
                 try:
-                    data = _read(folder, name, key)
+                    data = _read(folder, name, key, self._largest)
                 except FileNotFoundError:
                     return None
                 except (OSError, ValueError):
@@ -112,7 +118,7 @@ class Cache:
     def put(self, key: bytes, data: bytes) -> None:
         """Store ``data`` under ``key`` (32 bytes), where that is possible."""
         name = _name(key)
-        if not 0 < len(data) <= _LARGEST:
+        if not 0 < len(data) <= self._largest:
             return
         entry = _MAGIC + key + hashlib.sha256(data).digest() + data
         with suppress(OSError), self._open() as folder:
@@ -205,14 +211,14 @@ def _tell(reason: str) -> None:
     )
 
 
-def _read(folder: int, name: str, key: bytes) -> bytes:
+def _read(folder: int, name: str, key: bytes, largest: int) -> bytes:
     """Raises FileNotFoundError; ValueError or OSError for what must not be there."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_mode & _OTHERS:
             raise ValueError("not a file of one user alone")
-        if found.st_uid != os.geteuid() or not _HEADER < found.st_size <= _HEADER + _LARGEST:
+        if found.st_uid != os.geteuid() or not _HEADER < found.st_size <= _HEADER + largest:
             raise ValueError("not an entry")
         entry = file.read(found.st_size)
         if time.time() - found.st_mtime > _DAY:
