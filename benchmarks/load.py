@@ -4,11 +4,12 @@
     python benchmarks/load.py MODEL.onnx ...
 
 Without files: the network with random weights and ERK masks, as dense fp32, coo fp32, compact fp32
-and compact fp16. Every load is a process of its own, and the forms take turns. Time is that of
-making the session of bytes already read, with one thread; `ratio` is the median over the rounds of
-the time by that of the first file in the same round. Memory is the process's own (RSS) above what
-it held before: `after` once the session is made and the file's bytes are dropped, `peak` the most
-on the way, and `used` after one more inference.
+and compact fp16. Every load is a process of its own, and the forms take turns. Time is the
+processor's, of making the session of bytes already read, with one thread (on a quiet machine it is
+the clock's); `ratio` is the median over the rounds of the time by that of the first file in the
+same round. Memory is the process's own (RSS) above what it held before: `peak` the most on the way,
+`after` once the session is made and the file's bytes are dropped, `held` once the allocator has
+given back what is free (malloc_trim), and `used` after one more inference.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from rich.table import Table
 
 FORMS = (("dense", "fp32"), ("coo", "fp32"), ("compact", "fp32"), ("compact", "fp16"))
 
+MEMORY = ("peak", "after", "held", "used")
+
 # Only what a device would run: no torch, no onnx.
 CHILD = """
-import gc, json, sys, time
+import ctypes, gc, json, sys, time
 import numpy as np
 from moon.runtime.onnxruntime import open_session
 
@@ -40,17 +43,20 @@ def held(name):
 data = open(sys.argv[1], "rb").read()
 size = len(data)
 before = held("VmRSS") - size
-start = time.perf_counter()
+start = time.process_time()
 session = open_session(data, threads=1)
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 del data
 gc.collect()
 after, peak = held("VmRSS") - before, held("VmHWM") - before
+ctypes.CDLL(None).malloc_trim(0)
+kept = held("VmRSS") - before
 value = session.get_inputs()[0]
 shape = [side if isinstance(side, int) else 1 for side in value.shape]
 session.run(None, {value.name: np.zeros(shape, np.float32)})
 used = held("VmRSS") - before
-print(json.dumps({"bytes": size, "ms": 1e3 * seconds, "after": after, "peak": peak, "used": used}))
+memory = {"peak": peak, "after": after, "held": kept, "used": used}
+print(json.dumps({"bytes": size, "ms": 1e3 * seconds, **memory}))
 """
 
 
@@ -106,12 +112,12 @@ def main(words: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         paths = given.files or write_forms(Path(folder), given.model, given.sparsity, given.side)
         rows = measure(paths, given.rounds)
-    table = Table("file", "bytes", "load", "fastest", "ratio", "after", "peak", "used")
+    table = Table("file", "bytes", "load", "fastest", "ratio", *MEMORY)
     for row in rows:
         table.add_row(
             row["file"], f"{row['bytes']:,.0f}", f"{row['ms']:.0f} ms",
             f"{row['fastest_ms']:.0f} ms", f"{row['ratio']:.2f}",
-            *(f"{row[key] / 1e6:.0f} MB" for key in ("after", "peak", "used")),
+            *(f"{row[key] / 1e6:.0f} MB" for key in MEMORY),
         )  # fmt: skip
     Console(width=110).print(table)
     if given.json:
