@@ -17,6 +17,7 @@ MODULES = (
     "head_alone",
     "image_sets",
     "jobs",
+    "load",
     "measure",
     "paper",
     "paper_tables",
