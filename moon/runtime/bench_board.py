@@ -109,4 +109,3 @@ def _jetson(samples: Sequence[Sample]) -> dict[str, Any]:
         "power_mode": power_mode(),
         "source": "tegrastats",
     }
-

@@ -85,7 +85,7 @@ class Rapl:
             return None
         limits = (limit for _, limit in self._counters)
         steps = zip(after, before, limits, strict=True)
-        return sum((now - then) % limit for now, then, limit in steps) / 1e6
+        return float(sum((now - then) % limit for now, then, limit in steps)) / 1e6
 
     def close(self) -> None:
         pass

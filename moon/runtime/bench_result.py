@@ -239,7 +239,8 @@ def _notes(run: Measured) -> list[str]:
     """What is worth knowing, and makes nothing invalid."""
     notes = host_notes(run.host, run.settings.threads)
     for subject in run.everyone:
-        notes += [f"{subject.name}: {line}" for line in subject.said]
+        told = str(subject.backend.info().get("handed_over") or "\0")  # told anyway
+        notes += [f"{subject.name}: {line}" for line in subject.said if told not in line]
     fast = [one.name for one in run.everyone if drift(one.medians()) < -_DRIFT]
     if fast:
         notes.append(f"{', '.join(fast)} grew faster while measured: --warmup more queries")

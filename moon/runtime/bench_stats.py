@@ -124,9 +124,7 @@ def unpaired(baseline: ArrayLike, subject: ArrayLike) -> dict[str, Any]:
     total = sum(squares)
     if total == 0:
         return _around(center, 0.0)
-    spread = sum(
-        square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True)
-    )
+    spread = sum(square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True))
     return _around(center, _student(total**2 / spread) * math.sqrt(total))
 
 

@@ -27,7 +27,13 @@ REASONS = {
     "display clocks": 0x100,
 }
 # The others are somebody's wish, or that there is nothing to do.
-_THROTTLING = ("power cap", "hardware slowdown", "heat (software)", "heat (hardware)", "power brake")
+_THROTTLING = (
+    "power cap",
+    "hardware slowdown",
+    "heat (software)",
+    "heat (hardware)",
+    "power brake",
+)
 # nvml.h, nvmlPerfPolicyType_t: nanoseconds for which clocks were held down by each.
 VIOLATIONS = {"power": 0, "heat": 1, "board limit": 3, "low utilization": 4, "reliability": 5}
 _COUNTED = ("power", "heat", "board limit", "reliability")
@@ -65,12 +71,7 @@ class Gpu:
 
     def facts(self) -> dict[str, Any]:
         """What it is and what was seen of it; null where NVML does not tell."""
-        now, then = self._violations(), self._violated
-        held = {
-            name: (now[name] - then[name]) / 1e6
-            for name in _COUNTED
-            if now.get(name) is not None and then.get(name) is not None
-        }
+        held = self._held_ms()
         cc = self._get("nvmlDeviceGetCudaComputeCapability")
         driver = self._call("nvmlSystemGetDriverVersion")
         limit = self._get("nvmlDeviceGetEnforcedPowerLimit")
@@ -113,8 +114,17 @@ class Gpu:
                 return found
         return None
 
+    def _held_ms(self) -> dict[str, float]:
+        """Milliseconds since this was made for which clocks were held down, by cause."""
+        now = self._violations()
+        return {
+            name: (ended - began) / 1e6
+            for name, began in self._violated.items()
+            if began is not None and (ended := now[name]) is not None
+        }
+
     def _violations(self) -> dict[str, int | None]:
-        found = {}
+        found: dict[str, int | None] = {}
         for name in _COUNTED:
             status = self._get("nvmlDeviceGetViolationStatus", VIOLATIONS[name])
             found[name] = None if status is None else int(status.violationTime)
