@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from moon.cli.bench_view import check_picture, save_picture, show_bench, show_comparison
+from moon.cli.bench_picture import check_picture, save_picture
+from moon.cli.bench_view import show_bench, show_comparison
 from moon.cli.console import output, print_json, working
 from moon.cli.options import AsJson, Debug
 from moon.cli.tuning import show_tuning, tune_bundle
 from moon.errors import DataError, UsageError
 from moon.files import write_json
-
 
 _HOW: dict[str, Any] = {"rich_help_panel": "How it is measured"}
 

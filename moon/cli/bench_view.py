@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["check_picture", "save_picture", "show_bench", "show_comparison"]
+__all__ = ["show_bench", "show_comparison", "subjects"]
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from moon.cli.text import grid, milliseconds, percent, size
-from moon.errors import UsageError
-from moon.files import write_bytes
 
+# As moon.runtime.bench_stats cuts histograms; importing that would take numpy.
+_BODY_BINS = 40
 _FIGURES = ("min", "mean", "p50", "p90", "p95", "p99", "max")
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -23,41 +21,39 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def show_bench(console: Console, result: dict[str, Any]) -> None:
     """Print a result: latency of each subject, the speed-up, and what puts it in doubt."""
     _show_what(console, result)
-    subjects = _subjects(result)
-    names = [name for name, _ in subjects]
+    shown = subjects(result)
+    names = [name for name, _ in shown]
     table = grid("ms", *map(escape, names), right=[escape(name) for name in names])
     for figure in _FIGURES:
-        table.add_row(figure, *(_plain(one["latency_ms"][figure]) for _, one in subjects))
-    _add_parts(table, subjects)
+        table.add_row(figure, *(_plain(one["latency_ms"][figure]) for _, one in shown))
+    _add_parts(table, shown)
     table.add_section()
-    if any(one["build_ms"] is not None for _, one in subjects):
-        table.add_row("build", *(_plain(one["build_ms"]) for _, one in subjects))
-    table.add_row("load", *(_plain(one["load_ms"]) for _, one in subjects))
+    if any(one["build_ms"] is not None for _, one in shown):
+        table.add_row("build", *(_plain(one["build_ms"]) for _, one in shown))
+    table.add_row("load", *(_plain(one["load_ms"]) for _, one in shown))
     for when in ("cold", "warm"):
         table.add_row(
-            f"first, {when}", *(_plain(one["first_inference_ms"][when]) for _, one in subjects)
+            f"first, {when}", *(_plain(one["first_inference_ms"][when]) for _, one in shown)
         )
     table.add_section()
-    table.add_row("images/s", *(f"{one['throughput']:,.0f}" for _, one in subjects))
-    if any(one["peak_bytes"] for _, one in subjects):
+    table.add_row("images/s", *(f"{one['throughput']:,.0f}" for _, one in shown))
+    if any(one["peak_bytes"] for _, one in shown):
         table.add_row(
             "peak memory",
-            *(size(one["peak_bytes"]) if one["peak_bytes"] else "-" for _, one in subjects),
+            *(size(one["peak_bytes"]) if one["peak_bytes"] else "-" for _, one in shown),
         )
-    if any(one["energy"] for _, one in subjects):
-        table.add_row("mJ/image", *(_millijoules(one["energy"]) for _, one in subjects))
-    table.add_row("drift", *(f"{one['drift']:+.1%}" for _, one in subjects))
-    table.add_row(
-        "log spread", *(_spark(one["latency_histogram"]["counts"]) for _, one in subjects)
-    )
+    if any(one["energy"] for _, one in shown):
+        table.add_row("mJ/image", *(_millijoules(one["energy"]) for _, one in shown))
+    table.add_row("drift", *(f"{one['drift']:+.1%}" for _, one in shown))
+    table.add_row("min to p90", *(_spark(one["latency_histogram"]["counts"]) for _, one in shown))
     console.print(table)
     console.print()
-    for name, one in subjects:
+    for name, one in shown:
         if one.get("speedup"):
             console.print(
                 _speedup(escape(name), one["speedup"], escape(result["baseline"]["name"]))
             )
-    for name, one in subjects:
+    for name, one in shown:
         if one["backend"].get("handed_over"):
             line = f"{name} hands over to ONNX Runtime: {one['backend']['handed_over']}"
             console.print(line, soft_wrap=True, markup=False)
@@ -123,8 +119,8 @@ def _show_what(console: Console, result: dict[str, Any]) -> None:
     )
 
 
-def _add_parts(table: Any, subjects: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    if not any(one["parts_ms"] for _, one in subjects):
+def _add_parts(table: Any, shown: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    if not any(one["parts_ms"] for _, one in shown):
         return
     table.add_section()
     for label, field in (
@@ -132,7 +128,7 @@ def _add_parts(table: Any, subjects: Sequence[tuple[str, dict[str, Any]]]) -> No
         ("compute, p50", "compute_ms"),
         ("copy out, p50", "device_to_host_ms"),
     ):
-        table.add_row(label, *(_plain(one[field]) for _, one in subjects))
+        table.add_row(label, *(_plain(one[field]) for _, one in shown))
 
 
 def _show_gpu(console: Console, gpu: dict[str, Any] | None) -> None:
@@ -153,12 +149,13 @@ def _millijoules(energy: dict[str, Any] | None) -> str:
     return "-" if energy is None else f"{energy['joules_per_image'] * 1e3:.3g}"
 
 
-def _subjects(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    subjects = [(_name(result), result), *((_name(other), other) for other in result["others"])]
+def subjects(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Every subject of a result by name, the baseline last."""
+    found = [(_name(result), result), *((_name(other), other) for other in result["others"])]
     if result["baseline"] is not None:
         name = result["baseline"]["name"]
-        subjects.append((f"{name} (baseline)", result["baseline"]))
-    return subjects
+        found.append((f"{name} (baseline)", result["baseline"]))
+    return found
 
 
 def _name(subject: dict[str, Any]) -> str:
@@ -177,12 +174,13 @@ def _speedup(name: str, speedup: dict[str, Any], baseline: str) -> str:
     if ci95 is not None:
         shown = " to ".join(f"{end:.{digits}f}" for end in ci95)
     doubt = "; no difference shown" if speedup.get("verdict") == "no difference shown" else ""
-    return f"{name} is [bold]{ratio:.{digits}f}[/] times as fast as {baseline}, 95% interval {shown}{doubt}"
+    times = f"{name} is [bold]{ratio:.{digits}f}[/] times as fast as {baseline}"
+    return f"{times}, 95% interval {shown}{doubt}"
 
 
 def _spark(counts: Sequence[int]) -> str:
-    """Counts as a line of blocks, every other bin joined to its neighbour."""
-    joined = [sum(counts[i : i + 2]) for i in range(0, len(counts), 2)]
+    """Counts up to the 90th percentile as a line of blocks, two bins a block."""
+    joined = [sum(counts[i : i + 2]) for i in range(0, _BODY_BINS, 2)]
     top = max(joined) or 1
     return "".join(_BLOCKS[-(-count * (len(_BLOCKS) - 1) // top)] for count in joined)
 
@@ -194,38 +192,3 @@ def _show_validity(console: Console, result: dict[str, Any]) -> None:
         console.print(f"[yellow]not valid[/]: {escape(warning)}", soft_wrap=True)
     for note in result["notes"]:
         console.print(f"note: {escape(note)}", soft_wrap=True)
-
-
-def check_picture(path: Path) -> str:
-    """The format that a picture's ending names.
-
-    Raises:
-        UsageError: matplotlib writes no such format.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FigureCanvasAgg.filetypes:
-        raise UsageError(f"{path} is no kind of picture", remedy="Name it .svg or .png")
-    return kind
-
-
-def save_picture(result: dict[str, Any], path: Path) -> None:
-    """Draw the histograms of latency, in the format that the file's ending names.
-
-    Raises:
-        UsageError: matplotlib writes no such format.
-        MoonError: could not be written.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for name, one in _subjects(result):
-        histogram = one["latency_histogram"]
-        axes.stairs(histogram["counts"], histogram["edges_ms"], label=name, fill=True, alpha=0.5)
-    axes.set(xscale="log", xlabel="latency (ms)", ylabel="queries", title=result["model"]["name"])
-    axes.legend()
-    data = io.BytesIO()
-    figure.savefig(data, format=check_picture(path))
-    write_bytes(path, data.getvalue())

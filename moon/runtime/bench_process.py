@@ -135,7 +135,7 @@ def _once(asked: dict[str, Any]) -> dict[str, Any]:
     except (IndexError, ValueError) as error:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise BackendError(
-            f"{asked['backend']} ended with status {done.returncode} in a process of its own: {last}",
+            f"{asked['backend']} in a process of its own ended with {done.returncode}: {last}",
             remedy="--processes 0 leaves such processes out",
         ) from error
     if "error" in answer:

@@ -75,7 +75,11 @@ def result_of(run: Measured) -> dict[str, Any]:
         **measured[0],
         "others": measured[1:],
         "baseline": reference,
-        "host": {**run.host, **asdict(run.disturbance)},
+        "host": {
+            **run.host,
+            **asdict(run.disturbance),
+            "cooling": list(run.disturbance.cooling),
+        },
         "gpu": gpu,
         "config": _config(run),
         "unavailable": unavailable,

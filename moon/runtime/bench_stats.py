@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "BODY_BINS",
     "block_medians",
     "by_group",
     "drift",
@@ -21,7 +22,7 @@ __all__ = [
     "verdict",
 ]
 
-_BINS = 40
+BODY_BINS, _TAIL_BINS = 40, 20
 
 
 def summary(latencies_ms: ArrayLike) -> dict[str, Any]:
@@ -44,10 +45,20 @@ def summary(latencies_ms: ArrayLike) -> dict[str, Any]:
 
 
 def histogram(latencies_ms: ArrayLike) -> dict[str, Any]:
-    """Counts in 40 bins of equal ratio from the smallest latency to the largest."""
+    """Counts in bins of equal ratio: 40 up to the 90th percentile, 20 from there to the largest.
+
+    The few slow ones may be a hundred times as slow; bins of one width would have no room for
+    the others.
+    """
     values = np.asarray(latencies_ms, dtype=np.float64)
-    low, high = max(values.min(), 1e-6), max(values.max(), 2e-6)
-    edges = np.geomspace(low, high * (1 + 1e-9), _BINS + 1)
+    low = max(float(values.min()), 1e-6)
+    middle = max(float(np.percentile(values, 90, method="inverted_cdf")), low * (1 + 1e-6))
+    high = max(float(values.max()), middle) * (1 + 1e-6)
+    body, tail = (
+        np.geomspace(low, middle, BODY_BINS + 1),
+        np.geomspace(middle, high, _TAIL_BINS + 1),
+    )
+    edges = np.concatenate([body, tail[1:]])
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return {"edges_ms": edges.tolist(), "counts": counts.tolist()}
 

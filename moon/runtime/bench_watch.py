@@ -148,7 +148,7 @@ def _quota_seconds(root: Path) -> float | None:
     if usable_cores(root) >= (os.cpu_count() or 1):
         return None
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, group = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
         places = [root / "sys/fs/cgroup" / group.lstrip("/"), root / "sys/fs/cgroup"]
         if controllers:
             places = [root / "sys/fs/cgroup" / controllers / group.lstrip("/")]

@@ -68,7 +68,7 @@ def parse_sample(line: str) -> Sample | None:
     rest = re.sub(r"CPU \[[^\]]*\]", "", line)
     rest = re.sub(r"\b(?:RAM|SWAP|IRAM) \S+(?: ?\([^)]*\))?", "", rest)
     gpu, memory = _GPU.search(rest), _MEMORY.search(rest)
-    clocks = [int(text) for text in (gpu and gpu[2] or "").split(",") if text]
+    clocks = [int(text) for text in ((gpu and gpu[2]) or "").split(",") if text]
     heat = {name.lower(): float(value) for name, value in _HEAT.findall(rest)}
     return Sample(
         power_mw={name: int(value) for name, value in _POWER.findall(rest)},
