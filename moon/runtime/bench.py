@@ -190,8 +190,9 @@ def _measure(
 ) -> None:
     interval_s = None if plan.rate is None else 1 / plan.rate
     total, done = plan.rounds * len(subjects), 0
-    again = max(settings.settle, settings.warm_queries // plan.loads)
-    until = None if settings.max_time is None else time.monotonic() + 2 * settings.max_time
+    again = max(settings.settle, min(settings.warm_queries, plan.queries // 20) // plan.loads)
+    # What is not counted comes on top of the time asked for.
+    until = None if settings.max_time is None else time.monotonic() + 3 * settings.max_time
     for turn in range(plan.rounds):
         # Which is loaded, and measured, first changes from round to round.
         order = subjects if turn % 2 == 0 else subjects[::-1]

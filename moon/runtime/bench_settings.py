@@ -21,6 +21,8 @@ _MIN_TIME_S = 2.0
 _WARM_SHARE = 0.1
 # Loadings where nothing is asked: fewer where they would take longer than the queries, and this.
 _LOADS, _FEWEST_LOADS, _LOADING_S = 8, 4, 5.0
+# With fewer, what is not counted around them would take most of the time.
+_QUERIES_A_LOAD, _QUERIES_A_BLOCK = 16, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +142,10 @@ class Plan:
         loads = settings.loads
         if loads is None:
             worth_s = max(queries * each, _LOADING_S)
-            loads = max(_FEWEST_LOADS, min(_LOADS, int(worth_s / load_s) if load_s else _LOADS))
+            worth = int(min(worth_s / load_s if load_s else _LOADS, queries / _QUERIES_A_LOAD))
+            loads = max(_FEWEST_LOADS, min(_LOADS, worth))
         loads = min(loads, queries)
-        rounds = min(_ROUNDS, queries)
+        rounds = min(_ROUNDS, max(loads, queries // _QUERIES_A_BLOCK))
         return cls(
             queries=queries, rounds=max(loads, rounds - rounds % loads), loads=loads, rate=rate
         )

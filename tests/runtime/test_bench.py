@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def result(bundle: Bundle) -> dict[str, Any]:
-    return bench(bundle, queries=96, processes=0)
+    return bench(bundle, queries=128, processes=0)
 
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def test_the_figures_agree_with_each_other(result: dict[str, Any]) -> None:
     latency = result["latency_ms"]
     order = [latency[name] for name in ("min", "p50", "p90", "p95", "p99", "max")]
     assert order == sorted(order) and order[0] > 0
-    assert latency["n"] == 96 == sum(result["latency_histogram"]["counts"])
+    assert latency["n"] == 128 == sum(result["latency_histogram"]["counts"])
     assert len(result["block_p50_ms"]) == result["config"]["rounds"] == 32
     assert 0 < result["throughput"] <= 1.05e3 / latency["mean"]
     assert result["parity"]["max_abs"] == 0 and result["parity"]["gate_agreement"] == 1
@@ -76,7 +76,7 @@ def test_the_figures_agree_with_each_other(result: dict[str, Any]) -> None:
     assert result["block_load"] == np.repeat(range(8), 4).tolist()
     medians = np.array(result["baseline"]["block_p50_ms"]) / result["block_p50_ms"]
     assert result["speedup"]["ratio"] == pytest.approx(np.exp(np.log(medians).mean()))
-    assert result["baseline"]["name"] == "dense" and result["baseline"]["latency_ms"]["n"] == 96
+    assert result["baseline"]["name"] == "dense" and result["baseline"]["latency_ms"]["n"] == 128
 
 
 def test_what_was_not_measured_is_null_with_its_reason(result: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def test_what_was_not_measured_is_null_with_its_reason(result: dict[str, Any]) -
 
 def test_too_few_queries_are_not_valid(result: dict[str, Any]) -> None:
     assert not result["valid"]
-    assert any("96 queries are fewer than 1024" in line for line in result["warnings"])
+    assert any("128 queries are fewer than 1024" in line for line in result["warnings"])
 
 
 def test_measuring_one_thing_twice_finds_no_speedup(bundle: Bundle) -> None:
@@ -237,8 +237,8 @@ def test_what_is_made_of_the_time_asked_for() -> None:
     slow = Plan.of(Settings(backends=("a",), max_time=9.0), [1.0, 2.0], None)
     assert (slow.queries, slow.rounds, slow.loads) == (3, 3, 3)
     assert [slow.share(turn) for turn in range(3)] == [1, 1, 1]
-    seven = Plan.of(Settings(backends=("a",), queries=100, loads=7), [0.1], None)
-    assert seven.rounds == 28 and sum(map(seven.share, range(28))) == 100
+    seven = Plan.of(Settings(backends=("a",), queries=112, loads=7), [0.1], None)
+    assert seven.rounds == 28 and sum(map(seven.share, range(28))) == 112
     assert [turn for turn in range(28) if seven.starts_load(turn)] == [4, 8, 12, 16, 20, 24]
     assert Plan.of(asked, [0.001], None, load_s=30.0).loads == 4
     assert Plan.of(Settings(backends=("a",), loads=9), [0.001], None, load_s=30.0).loads == 9
