@@ -11,12 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from moon.cli.bench_view import check_picture, save_picture, show_bench, show_comparison
+from moon.cli.bench_picture import check_picture, save_picture
+from moon.cli.bench_view import show_bench, show_comparison
 from moon.cli.console import output, print_json, working
 from moon.cli.options import AsJson, Debug
 from moon.cli.tuning import show_tuning, tune_bundle
 from moon.errors import DataError, UsageError
 from moon.files import write_json
+
+_HOW: dict[str, Any] = {"rich_help_panel": "How it is measured"}
 
 
 class Scenario(str, Enum):
@@ -34,14 +37,14 @@ def bench(
         typer.Option("--backend", metavar="NAME", help="What to measure; repeatable."),
     ] = None,
     baseline: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--baseline",
             metavar="NAME",
-            help="Measured between the others' queries: dense (the same network with its "
-            "zeros filled), a backend, or none.",
+            help="Measured between the others' queries: dense (the same network with its zeros "
+            "filled; the default where the backend can run it), a backend, or none.",
         ),
-    ] = "dense",
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a query.")] = 1,
     threads: Annotated[
         int, typer.Option("--threads", min=0, help="Threads of each backend; 0: all.")
@@ -55,14 +58,77 @@ def bench(
         ),
     ] = Scenario.single,
     queries: Annotated[
-        int, typer.Option("--queries", min=1, help="Queries of each; below 1,024 is not valid.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            "--queries",
+            min=1,
+            help="Queries of each; below 1,024 is not valid. Default 1,024, or as many as take "
+            "2 seconds.",
+        ),
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(
             "--rate", help="Queries a second of the scenario rate; default half the peak."
         ),
     ] = None,
+    min_time: Annotated[
+        float | None,
+        typer.Option(
+            "--min-time", metavar="SECONDS", min=0, help="Measure for at least so long.", **_HOW
+        ),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            "--max-time",
+            metavar="SECONDS",
+            help="Make fewer queries where they would take longer.",
+            **_HOW,
+        ),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(
+            "--warmup", min=0, help="Uncounted queries of each first; default a twentieth.", **_HOW
+        ),
+    ] = None,
+    settle: Annotated[
+        int, typer.Option("--settle", min=0, help="Uncounted queries before each block.", **_HOW)
+    ] = 2,
+    affinity: Annotated[
+        str | None,
+        typer.Option(
+            "--affinity", metavar="CORES", help="Keep the process on these, as in 0 or 2-3.", **_HOW
+        ),
+    ] = None,
+    spin: Annotated[
+        bool,
+        typer.Option("--spin/--no-spin", help="Let idle threads of backends spin.", **_HOW),
+    ] = True,
+    transfers: Annotated[
+        bool,
+        typer.Option("--transfers/--no-transfers", help="Count copies to and from a GPU.", **_HOW),
+    ] = True,
+    loads: Annotated[
+        int | None,
+        typer.Option(
+            "--loads",
+            min=1,
+            help="Times each model is loaded while measuring; the interval is over these. "
+            "Default 8, fewer where loading takes long.",
+            **_HOW,
+        ),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            min=0,
+            help="Fresh processes in which loading and first inferences are measured.",
+            **_HOW,
+        ),
+    ] = 3,
     tune: Annotated[
         bool,
         typer.Option(
@@ -91,6 +157,7 @@ def bench(
 
     Reports percentiles, throughput, the speed-up with its 95% interval, and whether the
     measurement is valid: a busy or throttling host and too few queries are flagged.
+    With --compare it says which of two results is faster, as far as noise lets it.
     With --tune it finds the fastest plans of the sparse engine instead, for this CPU.
     """
     if tune and (compare or picture is not None):
@@ -108,6 +175,7 @@ def bench(
         if picture is not None:
             check_picture(picture)
         from moon.runtime.bench import bench as run
+        from moon.runtime.bench_host import parse_cores
 
         with working("Loading") as progress:
             result = run(
@@ -119,6 +187,15 @@ def bench(
                 scenario=scenario.value,
                 queries=queries,
                 rate=rate,
+                min_time=min_time,
+                max_time=max_time,
+                warmup=warmup,
+                settle=settle,
+                affinity=None if affinity is None else parse_cores(affinity),
+                spin=spin,
+                transfers=transfers,
+                loads=loads,
+                processes=processes,
                 progress=progress,
             )
         show = show_bench

@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from moon.bundle import Bundle
 from moon.errors import UsageError
 from moon.progress import Progress, silent
 from moon.runtime.backend import DEFAULT
-from moon.runtime.bench_host import Disturbance, EnergyMeter, Watch, host
-from moon.runtime.bench_stats import drift, ratio
-from moon.runtime.bench_subject import SETTLE, Subject, filled_model, load
-from moon.runtime.verify import golden_bars, golden_outputs, parity
+from moon.runtime.bench_board import Board
+from moon.runtime.bench_energy import Energy, open_energy
+from moon.runtime.bench_host import host, pinned
+from moon.runtime.bench_inputs import inputs_of
+from moon.runtime.bench_process import Start, measure_start
+from moon.runtime.bench_result import Measured, result_of
+from moon.runtime.bench_settings import SCENARIOS, Plan, Settings
+from moon.runtime.bench_subject import Subject, filled_model, uses_gpu
+from moon.runtime.bench_watch import Watch
 
 __all__ = ["SCENARIOS", "bench"]
 
-SCHEMA_VERSION = 1
-# MLPerf's single stream asks for so many queries, its multi-stream for so many samples in each.
-ENOUGH_QUERIES = 1024
-MULTI_SAMPLES = 8
-SCENARIOS = ("single", "multi", "rate")
-_ROUNDS = 32
-_POOL = 16
-_DRIFT = 0.05
-_BUSY = 0.10
 _UTILISATION = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Config:
-    """How it is measured; written into the result."""
-
-    scenario: str
-    batch: int
-    samples: int
-    threads: int
-    queries: int
-    warmup: int
-    rounds: int
-    settle: int
-    spin: bool
-    rate: float | None
-    preprocessing: str = "not included"
-    transfers: str = "none: host memory only"
-    order: str = "blocks of all subjects in turn, every second round reversed"
+# Their engines are of the bundle's own model; no other graph can be run for comparison.
+_OWN_MODEL_ONLY = ("tensorrt", "tensorrt_rtx", "fake")
 
 
 def bench(
     bundle: Bundle | str | os.PathLike[str],
     *,
     backends: Sequence[str] = (DEFAULT,),
-    baseline: str = "dense",
+    baseline: str | None = None,
     batch: int = 1,
     threads: int = 1,
     scenario: str = "single",
-    queries: int = ENOUGH_QUERIES,
+    queries: int | None = None,
     warmup: int | None = None,
+    settle: int = 2,
     rate: float | None = None,
     spin: bool = True,
+    transfers: bool = True,
+    affinity: Sequence[int] | None = None,
+    loads: int | None = None,
+    processes: int = 3,
+    min_time: float | None = None,
+    max_time: float | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure a bundle's inference latency against a baseline.
@@ -73,223 +56,155 @@ def bench(
         bundle: the bundle or its folder; need not be calibrated.
         backends: what to measure; the first is the result's own, the rest are its ``others``.
         baseline: ``dense``, the same graph with its zeros filled at random, in the first
-            backend; a backend's name; or ``none``.
+            backend; a backend's name; or ``none``. Default ``dense``, and ``onnxruntime`` where
+            the first backend runs no graph but the bundle's.
         batch: images in a query (single and rate).
         threads: for one inference, the same for every subject; 0 for all cores.
         scenario: ``single``: one query after another; ``multi``: the same with 8 images in
             each; ``rate``: a query falls due at fixed intervals whether or not the last is
             done, and its latency counts from then.
-        queries: of each subject.
+        queries: of each subject; default 1,024, or as many as take 2 seconds.
         warmup: uncounted queries of each subject first; default a twentieth of ``queries``.
+        settle: uncounted queries at the start of each block.
         rate: queries a second (rate); default half of what the slowest subject can do.
         spin: let idle threads of the backend spin.
-        progress: told how many blocks are done.
+        transfers: count copies to and from a device; False leaves them out of latencies.
+        affinity: cores to keep the process on while measuring.
+        loads: times that each model is loaded during the measurement; default 8, fewer where
+            loading takes long.
+        processes: fresh processes in which loading and first inferences are measured; 0 to
+            measure them in this process, where others came before.
+        min_time: seconds of queries, at least; more queries are made than asked for.
+        max_time: seconds of queries, at most; fewer are made.
+        progress: told how many processes and blocks are done.
 
     Returns:
-        The result as JSON holds it: figures in milliseconds, images a second and joules,
-        ``speedup`` = baseline / subject with its 95% interval, ``warnings``, and ``valid``,
-        false when a warning puts the figures in doubt. What could not be measured is null
-        with its reason under ``unavailable``.
+        The result as ``moon/runtime/bench_schema.json`` describes it: figures in milliseconds,
+        images a second and joules, ``speedup`` = baseline / subject with its 95% interval,
+        ``warnings``, and ``valid``, false when a warning puts the figures in doubt. What could
+        not be measured is null with its reason under ``unavailable``.
 
     Raises:
         UsageError: an argument is out of range.
         BackendError: a backend cannot run here.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    samples = MULTI_SAMPLES if scenario == "multi" else batch
-    _check_arguments(backends, scenario, batch, queries, rate)
-    warm = max(10, queries // 20) if warmup is None else warmup
-    inputs = _inputs(opened, samples)
-    subjects = [load(name, opened, name, inputs, threads=threads, spin=spin) for name in backends]
-    reference = _baseline(opened, baseline, backends[0], inputs, threads, spin)
-    everyone = subjects + ([reference] if reference is not None else [])
-    slowest = max(subject.warm_up(warm) for subject in everyone)
-    if scenario == "rate" and rate is None:
-        rate = _UTILISATION / slowest
-    rounds = min(_ROUNDS, queries)
-    config = _Config(
-        scenario=scenario, batch=batch, samples=samples, threads=threads, queries=queries,
-        warmup=warm, rounds=rounds, settle=SETTLE, spin=spin,
-        rate=rate if scenario == "rate" else None,
+    settings = Settings(
+        backends=tuple(backends), baseline=baseline, batch=batch, threads=threads,
+        scenario=scenario, queries=queries, warmup=warmup, settle=settle, rate=rate, spin=spin,
+        transfers=transfers, affinity=None if affinity is None else tuple(sorted(set(affinity))),
+        loads=loads, processes=processes, min_time=min_time, max_time=max_time,
     )  # fmt: skip
-    meter, before = EnergyMeter(), host()
-    watch = Watch()
-    _measure(everyone, config, meter, progress)
-    disturbance = watch.stop()
-    return _result(opened, subjects, reference, config, meter, before, disturbance)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    with pinned(settings.affinity):
+        return _run(opened, settings, progress)
 
 
-def _check_arguments(
-    backends: Sequence[str], scenario: str, batch: int, queries: int, rate: float | None
-) -> None:
-    if scenario not in SCENARIOS:
-        raise UsageError(
-            f"no scenario is called {scenario}", remedy=f"Choose one of {', '.join(SCENARIOS)}"
-        )
-    if not backends or len(set(backends)) != len(backends):
-        raise UsageError("name one or more different backends")
-    if batch < 1 or queries < 1:
-        raise UsageError(f"batch and queries must be 1 or more, not {batch} and {queries}")
-    if scenario == "multi" and batch not in (1, MULTI_SAMPLES):
-        raise UsageError(f"the scenario multi always has {MULTI_SAMPLES} images in a query")
-    if rate is not None and (scenario != "rate" or not (math.isfinite(rate) and rate > 0)):
-        raise UsageError("a rate must be a positive number, and needs the scenario rate")
-
-
-def _inputs(bundle: Bundle, samples: int) -> list[NDArray[Any]]:
-    """Golden images as batches, prepared beforehand and used in turn."""
-    pixels = bundle.golden()["pixels"]
-    as_is = bundle.manifest.input.dtype == "uint8"
-    batches = []
-    for i in range(max(1, min(_POOL, len(pixels)))):
-        chosen = pixels[(np.arange(samples) + i) % len(pixels)]
-        batches.append(chosen if as_is else bundle.preprocess.normalise(chosen))
-    return batches
-
-
-def _baseline(
-    bundle: Bundle,
-    baseline: str,
-    backend: str,
-    inputs: list[NDArray[Any]],
-    threads: int,
-    spin: bool,
-) -> Subject | None:
-    if baseline == "none":
-        return None
-    if baseline == "dense":
-        dense = filled_model(bundle.model_bytes())
-        return load("dense", dense, backend, inputs, threads=threads, spin=spin)
-    return load(baseline, bundle, baseline, inputs, threads=threads, spin=spin)
-
-
-def _measure(
-    subjects: list[Subject], config: _Config, meter: EnergyMeter, progress: Progress
-) -> None:
-    interval_s = None if config.rate is None else 1 / config.rate
-    total = config.rounds * len(subjects)
-    done = 0
-    for turn in range(config.rounds):
-        share = config.queries // config.rounds + (turn < config.queries % config.rounds)
-        for subject in subjects if turn % 2 == 0 else reversed(subjects):
-            subject.block(share, interval_s, meter)
-            done += 1
-            progress(done, total, "measuring")
-
-
-def _result(
-    bundle: Bundle,
-    subjects: list[Subject],
-    reference: Subject | None,
-    config: _Config,
-    meter: EnergyMeter,
-    before: dict[str, Any],
-    disturbance: Disturbance,
-) -> dict[str, Any]:
-    measured = [_subject(bundle, subject, reference, meter) for subject in subjects]
+def _run(bundle: Bundle, settings: Settings, progress: Progress) -> dict[str, Any]:
+    facts = host()
+    subjects = [_subject(name, bundle, name, bundle, settings) for name in settings.backends]
+    reference = _baseline(bundle, settings)
     everyone = subjects + ([reference] if reference is not None else [])
-    warnings = _warnings(everyone, config, disturbance, before)
-    result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "model": _model(bundle),
-        **measured[0],
-        "others": measured[1:],
-        "baseline": None,
-        "host": {**before, **asdict(disturbance)},
-        "gpu": None,
-        "config": asdict(config),
-        "unavailable": _unavailable(meter),
-        "warnings": warnings,
-        "valid": not warnings,
-    }
-    if reference is not None:
-        info = _backend(reference)
-        figures = reference.figures(meter)
-        result["baseline"] = {"name": reference.name, "backend": info, **figures}
-    return result
+    starts = [_start(bundle, one, settings, progress) for one in everyone]
+    seconds = []
+    for i, one in enumerate(everyone):
+        progress(i, len(everyone), "loading and warming up")
+        one.load()
+        limit = settings.warm_limit_s
+        allowed = None if limit is None else limit / len(everyone)
+        seconds.append(one.warm_up(settings.warm_queries, allowed))
+    rate = settings.rate
+    if settings.scenario == "rate" and rate is None:
+        rate = _UTILISATION / max(seconds)
+    load_s = sum(one.loads_ms[0] for one in everyone) / 1e3
+    plan = Plan.of(settings, seconds, rate, load_s)
+    with _instruments(everyone) as (board, energy):
+        watch = Watch()
+        _measure(everyone, plan, settings, board, watch, energy, progress)
+        measured = Measured(
+            bundle=bundle, settings=settings, plan=plan, subjects=subjects, reference=reference,
+            starts=starts, host=facts, disturbance=watch.stop(), board=board, energy=energy,
+        )  # fmt: skip
+        energy.close()
+    return result_of(measured)
 
 
 def _subject(
-    bundle: Bundle, subject: Subject, reference: Subject | None, meter: EnergyMeter
-) -> dict[str, Any]:
-    golden = bundle.golden()
-    threads = subject.backend.info().get("threads", 1)
-    found = parity(
-        golden,
-        golden_outputs(bundle, subject.name, threads),
-        precision=bundle.manifest.precision,
-        threshold=golden_bars(bundle, golden, subject.name),
+    name: str, model: Bundle | bytes, spelled: str, bundle: Bundle, settings: Settings
+) -> Subject:
+    return Subject(
+        name=name, spelled=spelled, model=model, inputs=inputs_of(bundle, settings.samples),
+        threads=settings.threads, spin=settings.spin, settle=settings.settle,
+        transfers=settings.transfers,
+    )  # fmt: skip
+
+
+def _baseline(bundle: Bundle, settings: Settings) -> Subject | None:
+    name, first = settings.baseline, settings.backends[0]
+    own_only = first.split(":")[0] in _OWN_MODEL_ONLY
+    if name is None:
+        name = DEFAULT if own_only else "dense"
+    if name == "none":
+        return None
+    if name != "dense":
+        return _subject(name, bundle, name, bundle, settings)
+    if own_only:
+        raise UsageError(
+            f"{first} runs no graph but the bundle's, so there is no dense baseline for it",
+            remedy=f"Name another one, as in --baseline {DEFAULT}",
+        )
+    return _subject("dense", filled_model(bundle.model_bytes()), first, bundle, settings)
+
+
+def _start(bundle: Bundle, one: Subject, settings: Settings, progress: Progress) -> Start | None:
+    if not settings.processes:
+        return None
+    return measure_start(
+        bundle.path,
+        one.model if isinstance(one.model, bytes) else None,
+        one.spelled,
+        samples=settings.samples,
+        threads=settings.threads,
+        spin=settings.spin,
+        processes=settings.processes,
+        progress=progress,
     )
-    speedup = None if reference is None else ratio(reference.medians(), subject.medians())
-    return {
-        "backend": _backend(subject),
-        "build_ms": None,
-        **subject.figures(meter),
-        "speedup": speedup,
-        "parity": found.to_json(),
-    }
 
 
-def _backend(subject: Subject) -> dict[str, Any]:
-    return {"sparse_layers": {"eligible": None, "picked": None}, **subject.backend.info()}
+@contextmanager
+def _instruments(everyone: Sequence[Subject]) -> Iterator[tuple[Board, Energy]]:
+    """What tells of GPU and energy while measuring."""
+    infos = [one.backend.info() for one in everyone]
+    with ExitStack() as stack:
+        board = Board.open(stack, [info for info in infos if uses_gpu(info)])
+        yield board, open_energy(board.gpu, board.stats)
 
 
-def _model(bundle: Bundle) -> dict[str, Any]:
-    manifest = bundle.manifest
-    layers = manifest.sparsity.layers.values()
-    entry = manifest.files["model.onnx"]
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "sha256": entry.sha256,
-        "params": sum(math.prod(layer.shape) for layer in layers),
-        "nnz": sum(layer.nonzeros for layer in layers),
-        "sparsity": manifest.sparsity.share,
-        "pattern": manifest.sparsity.pattern,
-        "bytes": entry.size,
-    }
-
-
-def _unavailable(meter: EnergyMeter) -> dict[str, str]:
-    """Why the nulls of a result are null."""
-    reasons = {
-        "build_ms": "the backend builds no engine",
-        "host_to_device_ms": "the backend computes in host memory",
-        "device_to_host_ms": "the backend computes in host memory",
-        "backend.sparse_layers": "where null, the backend computes sparse layers as dense ones",
-        "gpu": "no backend measured here uses a GPU",
-    }
-    return reasons if meter.readable else {**reasons, "energy": meter.reason}
-
-
-def _warnings(
-    subjects: list[Subject],
-    config: _Config,
-    disturbance: Disturbance,
-    before: dict[str, Any],
-) -> list[str]:
-    """What puts the figures in doubt; any of it makes the result invalid."""
-    found = []
-    if config.queries < ENOUGH_QUERIES:
-        found.append(f"{config.queries} queries are fewer than {ENOUGH_QUERIES}")
-    for subject in subjects:
-        change = drift(subject.medians())
-        if abs(change) > _DRIFT:
-            found.append(f"{subject.name} drifted by {change:+.1%} between the halves")
-        if config.rate is not None:
-            found += _overload(subject, config.rate)
-    if disturbance.throttled:
-        found.append(f"the processor throttled {disturbance.throttled} times")
-    if disturbance.other_cpu is not None and disturbance.other_cpu > _BUSY:
-        found.append(f"other processes used {disturbance.other_cpu:.0%} of the processor")
-    load, cores = before["load"], before["cores"]
-    if load and cores and load[0] > cores:
-        found.append(f"the load was {load[0]:.1f} on {cores} cores at the start")
-    return found
-
-
-def _overload(subject: Subject, rate: float) -> list[str]:
-    served = sum(map(len, subject.blocks)) / sum(subject.spans)
-    if served >= 0.9 * rate:
-        return []
-    return [f"{subject.name} could not keep up with {rate:.1f} queries a second"]
+def _measure(
+    subjects: Sequence[Subject],
+    plan: Plan,
+    settings: Settings,
+    board: Board,
+    watch: Watch,
+    energy: Energy,
+    progress: Progress,
+) -> None:
+    interval_s = None if plan.rate is None else 1 / plan.rate
+    total, done = plan.rounds * len(subjects), 0
+    again = max(settings.settle, min(settings.warm_queries, plan.queries // 20) // plan.loads)
+    # What is not counted comes on top of the time asked for.
+    until = None if settings.max_time is None else time.monotonic() + 3 * settings.max_time
+    for turn in range(plan.rounds):
+        # Which is loaded, and measured, first changes from round to round.
+        order = subjects if turn % 2 == 0 else subjects[::-1]
+        if plan.starts_load(turn):
+            if until is not None and time.monotonic() > until:
+                return
+            for one in order:
+                one.load()
+                one.warm_up(again)
+        for one in order:
+            one.block(plan.share(turn), interval_s, energy)
+            board.look()
+            done += 1
+            progress(done, total, "measuring")
+        watch.look()

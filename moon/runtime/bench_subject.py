@@ -14,51 +14,106 @@ from numpy.typing import NDArray
 
 from moon.bundle import Bundle
 from moon.runtime.backend import Backend, open_backend
-from moon.runtime.bench_host import EnergyMeter
+from moon.runtime.bench_energy import Energy
 from moon.runtime.bench_stats import block_medians, drift, histogram, summary
+from moon.runtime.timed import Parts, Timed
 from moon.runtime.unpack import dense_model, weights
 
-__all__ = ["Subject", "filled_model", "load"]
+__all__ = ["Subject", "filled_model", "uses_gpu"]
 
-# Queries at the start of a block that are not counted: they find the caches of the other model.
-SETTLE = 2
 # Sleeping wakes late by about this much; the rest of the wait is spent spinning.
 _SPIN_S = 0.0005
+_PARTS = ("host_to_device", "compute", "device_to_host")
+_ON_A_GPU = ("CUDA", "Tensorrt", "TensorRT", "NvTensorRTRTX", "ROCM", "DirectML", "Dml")
 
 
 @dataclass
 class Subject:
-    """A loaded graph and what was measured of it so far."""
+    """A graph in a backend, loaded several times over, and what was measured of it so far.
+
+    Attributes:
+        name: ``dense``, or the backend's as the user spelled it.
+        spelled: the backend's name.
+        model: a bundle, or the bytes of a graph.
+        inputs: [samples, ...] batches, used in turn.
+        threads, spin: for one inference.
+        settle: queries at the start of a block that are not counted: they find the caches of
+            the other subject.
+        transfers: count copies to and from a device.
+    """
 
     name: str
-    backend: Backend
+    spelled: str
+    model: Bundle | bytes
     inputs: list[NDArray[Any]]
-    load_ms: float
-    first_ms: tuple[float, float]
+    threads: int
+    spin: bool
+    settle: int = 2
+    transfers: bool = True
+    loads_ms: list[float] = field(default_factory=list)
+    first_ms: list[tuple[float, float]] = field(default_factory=list)
     blocks: list[list[float]] = field(default_factory=list)
     spans: list[float] = field(default_factory=list)
-    joules: float = 0.0
+    groups: list[int] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    marks: list[tuple[list[object], list[object]]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._next: Iterator[NDArray[Any]] = cycle(self.inputs)
+        self._backend: Backend | None = None
 
     @property
     def samples(self) -> int:
         """Images in one query."""
         return len(self.inputs[0])
 
-    def warm_up(self, queries: int) -> float:
-        """Run uncounted; returns the seconds of a query, the median of those run."""
-        times = [self._query() for _ in range(max(queries, 1))]
+    @property
+    def backend(self) -> Backend:
+        assert self._backend is not None, "load comes first"
+        return self._backend
+
+    def load(self) -> None:
+        """Open the backend, in place of one opened before, and time that and two inferences.
+
+        The old one is let go of last, so that the new one lies elsewhere in memory.
+        """
+        start = time.perf_counter()
+        opened = open_backend(
+            self.model, self.spelled, threads=self.threads, spin=self.spin, warn=self._hear
+        )
+        self.loads_ms.append((time.perf_counter() - start) * 1e3)
+        first = []
+        for _ in range(2):
+            start = time.perf_counter()
+            opened.run(self.inputs[0])
+            first.append((time.perf_counter() - start) * 1e3)
+        self.first_ms.append((first[0], first[1]))
+        self._backend, old = opened, self._backend
+        close = getattr(old, "close", None)
+        if close is not None:
+            close()
+        self._timed = opened if isinstance(opened, Timed) else None
+
+    def warm_up(self, queries: int, limit_s: float | None = None) -> float:
+        """Run uncounted, until ``limit_s`` is over; the median seconds of a query."""
+        times: list[float] = []
+        start = time.perf_counter()
+        while len(times) < max(queries, 1):
+            times.append(self._query())
+            if limit_s is not None and time.perf_counter() - start > limit_s:
+                break
+        self._forget_uncounted()
         return float(np.median(times)) / 1e3
 
-    def block(self, queries: int, interval_s: float | None, meter: EnergyMeter) -> None:
+    def block(self, queries: int, interval_s: float | None, energy: Energy) -> None:
         """Measure one block, closed loop, or open loop with an arrival every ``interval_s``."""
-        for _ in range(SETTLE):
+        for _ in range(self.settle):
             self._query()
-        before = meter.read()
         collecting = gc.isenabled()
         gc.disable()
+        self._forget_uncounted()
+        before = energy.mark()
         try:
             start = time.perf_counter()
             if interval_s is None:
@@ -67,18 +122,27 @@ class Subject:
                 latencies = self._open_loop(queries, interval_s)
             # The last arrival of an open loop also has its interval to itself.
             taken = time.perf_counter() - start
-            self.spans.append(max(taken, queries * (interval_s or 0.0)))
         finally:
             if collecting:
                 gc.enable()
+        self.marks.append((before, energy.mark()))
+        self.spans.append(max(taken, queries * (interval_s or 0.0)))
         self.blocks.append(latencies)
-        self.joules += meter.since(before)
+        self.groups.append(len(self.loads_ms) - 1)
 
     def _query(self) -> float:
         batch = next(self._next)
+        if self._timed is None:
+            start = time.perf_counter()
+            self.backend.run(batch)
+            return (time.perf_counter() - start) * 1e3
         start = time.perf_counter()
-        self.backend.run(batch)
-        return (time.perf_counter() - start) * 1e3
+        _, parts = self._timed.timed(batch)
+        taken = (time.perf_counter() - start) * 1e3
+        self._note(parts)
+        if self.transfers:
+            return taken
+        return taken - parts.host_to_device_ms - parts.device_to_host_ms
 
     def _open_loop(self, queries: int, interval_s: float) -> list[float]:
         """Latencies from when a query was due, not from when it could start."""
@@ -95,48 +159,57 @@ class Subject:
             latencies.append((time.perf_counter() - due) * 1e3)
         return latencies
 
+    def _note(self, parts: Parts) -> None:
+        for name in _PARTS:
+            self.parts.setdefault(name, []).append(getattr(parts, f"{name}_ms"))
+
+    def _forget_uncounted(self) -> None:
+        counted = sum(map(len, self.blocks))
+        for values in self.parts.values():
+            del values[counted:]
+
+    def _hear(self, line: str) -> None:
+        if line not in self.said:
+            self.said.append(line)
+
     def medians(self) -> NDArray[np.float64]:
         """The median latency of each block, in milliseconds."""
         return block_medians(self.blocks)
 
-    def figures(self, meter: EnergyMeter) -> dict[str, Any]:
-        """Everything measured, as the result holds it."""
+    def figures(self, energy: Energy) -> tuple[dict[str, Any], dict[str, str]]:
+        """Everything measured, as the result holds it, and why what is null is."""
         every = [latency for block in self.blocks for latency in block]
         images = len(every) * self.samples
+        parts = {name: summary(values) for name, values in self.parts.items()}
+        whole = summary(every)
+        used, reason = energy.figures(self.marks, sum(self.spans), images)
+        unavailable = {} if used is not None else {"energy": reason}
+        if not parts:
+            why = "the backend computes in host memory"
+            if uses_gpu(self.backend.info()):
+                why = "the backend does not tell copies from computing"
+            unavailable |= {"host_to_device_ms": why, "device_to_host_ms": why}
+        compute = parts["compute"]["p50"] if parts else None
+        if compute is None and not uses_gpu(self.backend.info()):
+            compute = whole["p50"]
         return {
-            "load_ms": self.load_ms,
-            "first_inference_ms": {"cold": self.first_ms[0], "warm": self.first_ms[1]},
-            "latency_ms": summary(every),
+            "latency_ms": whole,
             "latency_histogram": histogram(every),
             "block_p50_ms": self.medians().tolist(),
+            "block_load": list(self.groups),
             "drift": drift(self.medians()),
-            "host_to_device_ms": None,
-            "compute_ms": summary(every)["p50"],
-            "device_to_host_ms": None,
+            "host_to_device_ms": parts["host_to_device"]["p50"] if parts else None,
+            "compute_ms": compute,
+            "device_to_host_ms": parts["device_to_host"]["p50"] if parts else None,
+            "parts_ms": parts or None,
             "throughput": images / sum(self.spans),
-            "energy": {"joules_per_image": self.joules / images} if meter.readable else None,
-        }
+            "energy": used,
+        }, unavailable
 
 
-def load(
-    name: str,
-    model: Bundle | bytes,
-    backend: str,
-    inputs: list[NDArray[Any]],
-    *,
-    threads: int,
-    spin: bool,
-) -> Subject:
-    """Load a graph and time that and its first two inferences."""
-    start = time.perf_counter()
-    opened = open_backend(model, backend, threads=threads, spin=spin)
-    load_ms = (time.perf_counter() - start) * 1e3
-    first = []
-    for _ in range(2):
-        start = time.perf_counter()
-        opened.run(inputs[0])
-        first.append((time.perf_counter() - start) * 1e3)
-    return Subject(name, opened, inputs, load_ms, (first[0], first[1]))
+def uses_gpu(info: dict[str, Any]) -> bool:
+    """Whether what a backend says of itself is that it computes on a GPU."""
+    return "gpu" in info or any(word in str(info.get("provider")) for word in _ON_A_GPU)
 
 
 def filled_model(model: bytes, *, seed: int = 0) -> bytes:
