@@ -49,7 +49,7 @@ class _Config:
     spin: bool
     rate: float | None
     preprocessing: str = "not included"
-    transfers: str = "none: host memory only"
+    transfers: str = "from and to host memory, within the query where the backend has its own"
     order: str = "blocks of all subjects in turn, every second round reversed"
 
 
@@ -254,10 +254,10 @@ def _unavailable(meter: EnergyMeter) -> dict[str, str]:
     """Why the nulls of a result are null."""
     reasons = {
         "build_ms": "the backend builds no engine",
-        "host_to_device_ms": "the backend computes in host memory",
-        "device_to_host_ms": "the backend computes in host memory",
+        "host_to_device_ms": "the backend takes host memory; what it copies is within compute_ms",
+        "device_to_host_ms": "the backend gives host memory; what it copies is within compute_ms",
         "backend.sparse_layers": "where null, the backend computes sparse layers as dense ones",
-        "gpu": "no backend measured here uses a GPU",
+        "gpu": "no backend measured here tells of one",
     }
     return reasons if meter.readable else {**reasons, "energy": meter.reason}
 
