@@ -15,6 +15,7 @@ from rich.markup import escape
 from moon.cli.console import output, print_json, working
 from moon.cli.facts import bundle_facts, bytes_line, classes_line
 from moon.cli.options import AsJson, Debug, not_yet
+from moon.cli.parity_view import parity_lines
 from moon.cli.text import gate_line, pairs, percent
 from moon.errors import DataError, UsageError
 
@@ -118,6 +119,32 @@ def export(
             "--trt-target", metavar="sm_86", help="For --trt; repeatable. Not in this version."
         ),
     ] = [],  # noqa: B006
+    parity_images: Annotated[
+        int,
+        typer.Option(
+            "--parity-images",
+            metavar="N",
+            min=1,
+            help="Compare every backend here with the model over N of the images.",
+        ),
+    ] = 1000,
+    parity_flips: Annotated[
+        int | None,
+        typer.Option(
+            "--parity-flips",
+            metavar="N",
+            min=0,
+            help="Decisions that may differ beyond the tolerance; default 0, in fp16 0.5%.",
+        ),
+    ] = None,
+    parity_backend: Annotated[
+        list[str],
+        typer.Option(
+            "--parity-backend",
+            metavar="NAME",
+            help="Compare this backend; repeatable. Default all that can run here.",
+        ),
+    ] = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -130,6 +157,8 @@ def export(
     """
     if trt or trt_target:
         raise not_yet("--trt", "Export without it; the bundle runs on ONNX Runtime")
+    from moon.export.parity import Comparing
+
     settings: dict[str, Any] = {
         "weights": weights.value,
         "values": values.value,
@@ -143,6 +172,9 @@ def export(
         "reject": reject,
         "data": data,
         "force": force,
+        "comparing": Comparing(
+            images=parity_images, flips=parity_flips, backends=tuple(parity_backend)
+        ),
     }
     foreign = {"--classes": classes, "--mean": mean, "--std": std, "--unknown-index": unknown_index}
     with working("Loading") as progress:
@@ -263,4 +295,6 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     for name, why in facts["provenance"]["export"]["left_out"].items():
         table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
+    for what, line in parity_lines(facts["provenance"]["export"]["parity"]):
+        table.add_row(what, escape(line))
     output().print(table)

@@ -20,6 +20,7 @@ from moon.export.build import Classifier, InputType, Options
 from moon.export.fit_images import FIT_LIMIT
 from moon.export.intake import Foreign, read_foreign
 from moon.export.pack import Values, Weights
+from moon.export.parity import Comparing
 from moon.export.record import Description
 from moon.export.session import Session
 from moon.files import sha256_file
@@ -54,6 +55,7 @@ def from_onnx(
     fit_limit: int | None = FIT_LIMIT,
     input_dtype: InputType = "float32",
     features: bool = False,
+    comparing: Comparing | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write an ONNX classifier as a bundle.
@@ -76,6 +78,7 @@ def from_onnx(
         fit_limit: fit to a random choice of so many of these images; None for all.
         weights, values, precision, score, carry, settings, p_values, input_dtype, features: see
             `Options`.
+        comparing: how the bundle is compared with the model; see `Comparing`.
 
     Raises:
         UsageError, ExportError, ParityError, CalibrationError: see `assemble`; also when
@@ -115,6 +118,7 @@ def from_onnx(
         fit_limit=fit_limit,
         reject=reject,
         force=force,
+        comparing=Comparing() if comparing is None else comparing,
         progress=progress,
     )
 
@@ -127,6 +131,7 @@ def _classifier(foreign: Foreign, preprocess: Preprocess, unknown_index: int | N
         outputs=foreign.outputs,
         unknown_index=unknown_index,
         masks={},
+        origin="the ONNX file in ONNX Runtime",
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moon.bundle import Bundle
 from moon.errors import UsageError
 from moon.progress import Progress, silent
+from moon.runtime.agreement import precision_of
 from moon.runtime.backend import DEFAULT
 from moon.runtime.bench_host import Disturbance, EnergyMeter, Watch, host
 from moon.runtime.bench_stats import drift, ratio
@@ -217,7 +218,7 @@ def _subject(
     found = parity(
         golden,
         golden_outputs(bundle, subject.name, threads),
-        precision=bundle.manifest.precision,
+        precision=precision_of(bundle.manifest.precision, subject.name),
         threshold=golden_bars(bundle, golden, subject.name),
     )
     speedup = None if reference is None else ratio(reference.medians(), subject.medians())
