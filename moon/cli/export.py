@@ -15,7 +15,7 @@ from rich.markup import escape
 from moon.cli.console import output, print_json, working
 from moon.cli.facts import bundle_facts, bytes_line, classes_line
 from moon.cli.options import AsJson, Debug, not_yet
-from moon.cli.parity_view import parity_lines
+from moon.cli.parity_view import ParityBackend, ParityFlips, ParityImages, parity_lines
 from moon.cli.text import gate_line, pairs, percent
 from moon.errors import DataError, UsageError
 
@@ -119,32 +119,9 @@ def export(
             "--trt-target", metavar="sm_86", help="For --trt; repeatable. Not in this version."
         ),
     ] = [],  # noqa: B006
-    parity_images: Annotated[
-        int,
-        typer.Option(
-            "--parity-images",
-            metavar="N",
-            min=1,
-            help="Compare every backend here with the model over N of the images.",
-        ),
-    ] = 1000,
-    parity_flips: Annotated[
-        int | None,
-        typer.Option(
-            "--parity-flips",
-            metavar="N",
-            min=0,
-            help="Decisions that may differ beyond the tolerance; default 0, in fp16 0.5%.",
-        ),
-    ] = None,
-    parity_backend: Annotated[
-        list[str],
-        typer.Option(
-            "--parity-backend",
-            metavar="NAME",
-            help="Compare this backend; repeatable. Default all that can run here.",
-        ),
-    ] = [],  # noqa: B006
+    parity_images: ParityImages = 1000,
+    parity_flips: ParityFlips = None,
+    parity_backend: ParityBackend = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,

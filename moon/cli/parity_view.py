@@ -1,11 +1,40 @@
-"""How the comparison of backends with the model is shown."""
+"""The comparison of backends with the model: its options, and how it is shown."""
 
 from __future__ import annotations
 
-__all__ = ["agreement_line", "parity_lines"]
+__all__ = ["ParityBackend", "ParityFlips", "ParityImages", "agreement_line", "parity_lines"]
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+ParityImages = Annotated[
+    int,
+    typer.Option(
+        "--parity-images",
+        metavar="N",
+        min=1,
+        help="Compare every backend here with the model over N of the images.",
+    ),
+]
+ParityFlips = Annotated[
+    int | None,
+    typer.Option(
+        "--parity-flips",
+        metavar="N",
+        min=0,
+        help="Decisions that may differ beyond the tolerance; default 0, in fp16 0.5%.",
+    ),
+]
+ParityBackend = Annotated[
+    list[str],
+    typer.Option(
+        "--parity-backend",
+        metavar="NAME",
+        help="Compare this backend; repeatable. Default all that can run here.",
+    ),
+]
 
 
 def parity_lines(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -19,7 +48,7 @@ def parity_lines(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if "not_compared" in found:
             yield f"  {name}", f"not compared: {found['not_compared']}"
         else:
-            yield f"  {name}", agreement_line(found)
+            yield f"  {name}", "; ".join([agreement_line(found), *found["notes"]])
     if "rounding" in parity:
         yield "  rounding", f"{agreement_line(parity['rounding'])}; of the weights, by itself"
     if "largest_in_fp16" in parity:

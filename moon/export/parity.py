@@ -230,6 +230,8 @@ def _refusal(one: Compared, sample: Sample, out: str) -> ParityError:
     remedy = "Export with --precision fp32, or leave the backend out with --parity-backend"
     if found.not_finite:
         remedy = "Check that the training converged; with fp16, export with --precision fp32"
+    elif "another class" in one.excess:
+        remedy = f"Accept them with --parity-flips {found.labels_differ}. {remedy}"
     elif "decides" in one.excess:
         remedy = (
             f"Accept them with --parity-flips {found.flips}. {flips_remedy(one, out or 'BUNDLE')}"

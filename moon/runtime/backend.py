@@ -172,7 +172,8 @@ def _sparse() -> Availability:
 def _onnxruntime() -> Availability:
     if find_spec("onnxruntime") is None:
         return Availability(False, "onnxruntime is not installed", "pip install onnxruntime")
-    for package in ("onnxruntime", "onnxruntime-gpu"):
+    brands = ("gpu", "openvino", "directml", "qnn")
+    for package in ("onnxruntime", *(f"onnxruntime-{brand}" for brand in brands)):
         try:
             return Availability(True, f"{package} {version(package)}, CPU")
         except PackageNotFoundError:

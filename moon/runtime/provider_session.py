@@ -91,7 +91,8 @@ def create(
     ort = _module()
     if not offered(ort, provider):
         raise BackendError(
-            f"this ONNX Runtime {ort.__version__} has no {provider.ep}", remedy=provider.install
+            f"this ONNX Runtime {ort.__version__} has no {provider.ep}",
+            remedy=f"{provider.install}. Or add ,fallback=cpu to go on with the CPU",
         )
     options = session_options(threads=threads, spin=spin, entries=name.entries)
     options.log_severity_level = _ERROR if severity < _FATAL else _FATAL

@@ -17,7 +17,16 @@ from moon.runtime.agreement import Agreement, Budget, agreement, precision_of, t
 from moon.runtime.backend import DEFAULT, Backend, backends, open_backend
 from moon.runtime.providers import providers
 
-__all__ = ["BATCHES", "Compared", "Ran", "compared", "run_backend", "run_images", "that_run"]
+__all__ = [
+    "BATCHES",
+    "Compared",
+    "Ran",
+    "compared",
+    "flips_remedy",
+    "run_backend",
+    "run_images",
+    "that_run",
+]
 
 # Sizes of batches that every backend must take, and answer alike.
 BATCHES = (1, 2, 7)
@@ -81,6 +90,7 @@ class Compared:
             "provider": self.ran.info.get("provider"),
             "backend_version": self.ran.info.get("version"),
             "within": not self.excess,
+            "notes": list(self.ran.notes),
         }
 
 

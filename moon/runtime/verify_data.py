@@ -101,5 +101,7 @@ def _check(
     remedy = ""
     if "decides" in found.excess:
         remedy = flips_remedy(found, str(bundle.path))
+    elif "another class" in found.excess:
+        remedy = f"Accept them with --flips {found.agreement.labels_differ}"
     detail += "".join(f"; {note}" for note in notes)
     return Check(name, not found.excess, detail, found.to_json(), remedy)
