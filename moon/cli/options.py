@@ -8,6 +8,7 @@ __all__ = [
     "Command",
     "Commands",
     "Debug",
+    "Key",
     "named_sources",
     "not_yet",
     "spread",
@@ -15,6 +16,7 @@ __all__ = [
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +32,12 @@ Backend = Annotated[
         "--backend",
         metavar="NAME",
         help="What runs the model, as onnxruntime:cuda,device_id=1; moon doctor lists them.",
+    ),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", metavar="PUBLIC.pem", help="Refuse a bundle that the holder did not sign."
     ),
 ]
 

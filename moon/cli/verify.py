@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from moon.cli.console import output, print_json, working
-from moon.cli.options import AsJson, Debug
+from moon.cli.options import AsJson, Debug, Key
 from moon.cli.text import grid
 from moon.errors import BundleError, UsageError
 
@@ -45,6 +45,7 @@ def verify(
             help="Decisions that may differ beyond the tolerance; default 0, in fp16 0.5%.",
         ),
     ] = None,
+    key: Key = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -53,14 +54,13 @@ def verify(
     With --data also the decisions over real images, on the machine that is to run the model:
     each backend by its gate, against ONNX Runtime on the CPU by the default gate.
     """
+    from moon.bundle import Bundle
     from moon.runtime.verify import verify as run
 
     if data is None and (limit is not None or flips is not None):
         raise UsageError("--limit and --flips need --data", remedy="Name images with --data SOURCE")
-    if not bundle.is_dir():
-        from moon.bundle import Bundle
-
-        Bundle.open(bundle)  # raises, saying what is wrong
+    if key is not None or not bundle.is_dir():
+        Bundle.open(bundle, key=key)  # raises, saying what is wrong
     with working("Checking") as progress:
         checks = run(bundle, data, backends=backends, limit=limit, flips=flips, progress=progress)
     good = all(check.ok for check in checks)
