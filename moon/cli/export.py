@@ -27,6 +27,7 @@ from moon.cli.engine_build import (
 from moon.cli.facts import bundle_facts, bytes_line, classes_line
 from moon.cli.foreign import describe
 from moon.cli.options import AsJson, Debug
+from moon.cli.parity_view import ParityBackend, ParityFlips, ParityImages, parity_lines
 from moon.cli.text import gate_line, pairs, percent
 from moon.errors import UsageError
 
@@ -138,6 +139,9 @@ def export(
     trt_precision: TrtPrecision = LayerPrecision.fp16,
     trt_package: TrtPackage = None,
     trt_compress: TrtCompress = False,
+    parity_images: ParityImages = 1000,
+    parity_flips: ParityFlips = None,
+    parity_backend: ParityBackend = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -161,6 +165,8 @@ def export(
         ),
         given,
     )
+    from moon.export.parity import Comparing
+
     settings: dict[str, Any] = {
         "weights": weights.value,
         "values": values.value,
@@ -174,6 +180,9 @@ def export(
         "reject": reject,
         "data": data,
         "force": force,
+        "comparing": Comparing(
+            images=parity_images, flips=parity_flips, backends=tuple(parity_backend)
+        ),
     }
     foreign = {"--classes": classes, "--mean": mean, "--std": std, "--unknown-index": unknown_index}
     with working("Loading") as progress:
@@ -255,5 +264,8 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     for name, why in left_out.items():
         table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
+    compared = facts["provenance"].get("export", {}).get("parity", {})
+    for what, line in parity_lines(compared):
+        table.add_row(what, escape(line))
     add_engines(table, facts)
     output().print(table)

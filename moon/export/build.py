@@ -25,6 +25,7 @@ from moon.export.fit_settings import asked_scores
 from moon.export.graph import HEAD, array, initializers, weight_names
 from moon.export.half import to_half
 from moon.export.head import add_head, add_normalisation
+from moon.export.overflow import largest_in_half, refuse_overflow
 from moon.export.pack import VALUES, WEIGHTS, Values, Weights, pack, round_values
 from moon.export.session import Session, check_survives
 from moon.scores import FittedScore
@@ -95,6 +96,7 @@ class Classifier:
         outputs: L.
         unknown_index: column of the unknown class, or None.
         masks: by weight name, True where a weight is kept; must stay zero elsewhere.
+        origin: what ``reference`` runs in, for people.
     """
 
     body: ModelProto
@@ -103,6 +105,7 @@ class Classifier:
     outputs: int
     unknown_index: int | None
     masks: Mapping[str, NDArray[np.bool_]]
+    origin: str = "PyTorch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,9 @@ class Built:
 
     Attributes:
         model: the packed graph, uncalibrated.
-        wide: the same graph in fp32 precision with the same stored values, for fp16 checks.
+        wide: the same graph in fp32 precision with the same stored values, not packed.
+        chosen: the same graph in the precision asked for, not packed.
+        dense: the same graph in fp32 precision with the weights' own values.
         dense_bytes: size of the graph with dense fp32 weights.
         score_bytes: of it, constants of fitted scores and p-values; they are not packed.
         scores: names of the scores the graph carries, in order.
@@ -121,6 +126,8 @@ class Built:
 
     model: ModelProto
     wide: ModelProto
+    chosen: ModelProto
+    dense: ModelProto
     dense_bytes: int
     score_bytes: int
     scores: tuple[str, ...]
@@ -170,11 +177,15 @@ def build(
         check_survives(packed)
     check_packed(packed, chosen)
     feed = golden if options.input_dtype == "uint8" else images
+    if options.precision == "fp16":
+        refuse_overflow(largest_in_half(wide, chosen, [feed]), len(feed))
     report["scores"] = check_scores(chosen, fitted, feed)
     report |= _compare_steps(classifier, options, golden, (dense, wide, chosen, packed))
     return Built(
         model=packed,
         wide=wide,
+        chosen=chosen,
+        dense=dense,
         dense_bytes=dense.ByteSize(),
         score_bytes=_score_bytes(packed, fitted),
         scores=tuple(

@@ -21,6 +21,7 @@ from moon.export.fit_images import FIT_LIMIT
 from moon.export.fit_settings import asked_scores
 from moon.export.foreign import from_onnx
 from moon.export.pack import Values, Weights
+from moon.export.parity import Comparing
 from moon.export.record import Description
 from moon.export.trace import trace
 from moon.export.trt.request import EngineRequest, wanted
@@ -54,6 +55,7 @@ def to_bundle(
     fit_limit: int | None = FIT_LIMIT,
     input_dtype: InputType = "float32",
     features: bool = False,
+    comparing: Comparing | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write a checkpoint as a bundle and calibrate it.
@@ -72,6 +74,7 @@ def to_bundle(
         fit_limit: fit to a random choice of so many of these images; None for all.
         weights, values, precision, score, carry, settings, p_values, input_dtype, features: see
             `Options`.
+        comparing: how the bundle is compared with the model; see `Comparing`.
 
     Raises:
         UsageError: ``out`` exists, or an option is wrong.
@@ -122,6 +125,7 @@ def to_bundle(
         reject=reject,
         force=force,
         engine=wanted(trt),
+        comparing=Comparing() if comparing is None else comparing,
         progress=progress,
     )
 

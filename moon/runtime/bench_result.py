@@ -12,6 +12,7 @@ from typing import Any
 
 from moon.bundle import Bundle
 from moon.files import sha256_bytes
+from moon.runtime.agreement import precision_of
 from moon.runtime.bench_board import Board
 from moon.runtime.bench_energy import Energy
 from moon.runtime.bench_host import host_notes
@@ -103,7 +104,9 @@ def _compared(run: Measured, index: int, unavailable: dict[str, str]) -> dict[st
     found = parity(
         golden,
         golden_outputs(run.bundle, spelled, threads),
-        precision=run.bundle.manifest.precision,
+        precision=precision_of(
+            run.bundle.manifest.precision, spelled, subject.backend.info()["precision"]
+        ),
         threshold=golden_bars(run.bundle, golden, spelled),
     )
     return {**figures, "speedup": speedup, "parity": found.to_json()}
