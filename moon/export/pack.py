@@ -47,7 +47,6 @@ def round_values(model: ModelProto, values: Values) -> ModelProto:
     for name in weight_names(rounded):
         kept = array(tensors[name])
         half = _half(name, kept).astype(kept.dtype)
-        half[half == 0] = 0
         tensors[name].CopyFrom(numpy_helper.from_array(half, name))
     return rounded
 
@@ -121,7 +120,10 @@ def _half(name: str, weight: NDArray[Any]) -> NDArray[np.float16]:
             f"the weight {name} holds {largest:.3g}, which fp16 cannot",
             remedy="Export with --values fp32 and --precision fp32",
         )
-    return weight.astype(np.float16)
+    half = weight.astype(np.float16)
+    # A small negative weight becomes a negative zero, which no list of nonzeros keeps.
+    half[half == 0] = 0
+    return half
 
 
 def _drop_initializers(model: ModelProto, names: Iterable[str]) -> None:

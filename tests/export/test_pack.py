@@ -192,6 +192,16 @@ def test_a_changed_weight_is_noticed() -> None:
         check_packed(packed, model)
 
 
+@pytest.mark.parametrize("weights", ["dense", "compact", "coo"])
+def test_weights_too_small_for_fp16_become_zeros_in_every_form(weights: Any) -> None:
+    model = network()
+    for name in ("stem", "gaps", "mask", "fc"):
+        weight = array(initializers(model)[name])
+        weight.flat[:2] = (1e-12, -1e-12)
+        set_initializer(model, name, weight)
+    check_packed(pack(model, weights=weights, values="fp16"), round_values(model, "fp16"))
+
+
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(UsageError, match="weights 'zip' is none of dense, compact, coo"):
         pack(network(), weights="zip")  # type: ignore[arg-type]
