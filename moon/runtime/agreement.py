@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from moon.backend_name import BackendName
 from moon.scores import SCORES
@@ -27,6 +27,7 @@ __all__ = [
     "Budget",
     "agreement",
     "precision_of",
+    "scaled_tolerance",
     "slack",
     "tolerance",
 ]
@@ -185,8 +186,12 @@ def agreement(
 
 def tolerance(logits_NL: NDArray[Any], precision: str) -> float:
     """Largest difference allowed: 1e-4 in fp32, 2e-2 in fp16; in proportion for logits past 10."""
-    largest = float(np.abs(logits_NL).max(initial=0.0))
-    return TOLERANCE[precision] * max(1.0, largest / _LARGE)
+    return float(scaled_tolerance(np.abs(logits_NL).max(initial=0.0), precision))
+
+
+def scaled_tolerance(largest: ArrayLike, precision: str) -> NDArray[np.float64]:
+    """The same by the largest logit, or by each image's own."""
+    return TOLERANCE[precision] * np.maximum(1.0, np.asarray(largest, np.float64) / _LARGE)
 
 
 def slack(
