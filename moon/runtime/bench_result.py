@@ -21,7 +21,7 @@ from moon.runtime.bench_settings import ENOUGH_QUERIES, Plan, Settings
 from moon.runtime.bench_stats import drift, ratio, verdict
 from moon.runtime.bench_subject import Subject, uses_gpu
 from moon.runtime.bench_watch import Disturbance
-from moon.runtime.verify import golden_bars, golden_outputs, parity
+from moon.runtime.verify import golden_bars, parity, run_golden
 
 __all__ = ["SCHEMA_FILE", "SCHEMA_VERSION", "Measured", "result_of"]
 
@@ -100,10 +100,9 @@ def _compared(run: Measured, index: int, unavailable: dict[str, str]) -> dict[st
         speedup = ratio(reference.medians(), subject.medians(), subject.groups)
         speedup["verdict"] = verdict(speedup)
     golden, spelled = run.bundle.golden(), subject.spelled
-    threads = subject.backend.info().get("threads", 1)
     found = parity(
         golden,
-        golden_outputs(run.bundle, spelled, threads),
+        run_golden(run.bundle, subject.backend),
         precision=precision_of(
             run.bundle.manifest.precision, spelled, subject.backend.info()["precision"]
         ),
