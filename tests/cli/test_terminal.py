@@ -39,7 +39,7 @@ def on_a_terminal(words: list[str]) -> tuple[bytes, bytes]:
 
 def test_progress_is_drawn_on_a_terminal_and_json_stays_clean(exported: Path) -> None:
     out, shown = on_a_terminal(["bench", str(exported), "--json"])
-    assert json.loads(out)["latency_ms"]["n"] == 1024
+    assert json.loads(out)["latency_ms"]["n"] >= 1024
     assert b"measuring" in shown
     assert b"\x1b[" in shown
 
