@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from moon.gate import Gate
 from moon.onnxfile import has_initializer, patch_matrix, patch_scalar, patch_vector
 from moon.p_table import PTable
 
-__all__ = ["carries_p_values", "gates_lost", "with_engine_file", "with_gate"]
+__all__ = ["carries_p_values", "gates_lost", "with_engine_file", "with_engine_files", "with_gate"]
 
 
 def with_gate(
@@ -91,12 +92,19 @@ def with_gate(
 
 
 def with_engine_file(bundle: Bundle, name: str, data: bytes) -> Bundle:
-    """Put a file into engines/, as one change of the whole folder; the version stays the same.
+    """:func:`with_engine_files` of one file."""
+    return with_engine_files(bundle, {name: data})
+
+
+def with_engine_files(
+    bundle: Bundle, files: Mapping[str, bytes], *, drop: Collection[str] = ()
+) -> Bundle:
+    """Put files into engines/, as one change of the whole folder; the version stays the same.
 
     Args:
         bundle: rewritten in place.
-        name: of the file, with engines/ before it.
-        data: its content.
+        files: content by name, with engines/ before it.
+        drop: names of files of engines/ that go, where they are there.
 
     Returns:
         The bundle, reopened.
@@ -104,11 +112,13 @@ def with_engine_file(bundle: Bundle, name: str, data: bytes) -> Bundle:
     Raises:
         BundleError: the bundle was changed or damaged since it was opened.
     """
-    if not name.startswith("engines/"):
-        raise ValueError(f"{name} is no file of engines/")
+    for name in (*files, *drop):
+        if not name.startswith("engines/"):
+            raise ValueError(f"{name} is no file of engines/")
     listed = {path: bundle.file(path) for path in bundle.manifest.files}
-    files = {**_engines(bundle), **listed, name: data}
-    return write_bundle(bundle.path, manifest_fields=_fields(bundle), files=files, force=True)
+    held = {name: data for name, data in (_engines(bundle) | listed).items() if name not in drop}
+    fields = _fields(bundle)
+    return write_bundle(bundle.path, manifest_fields=fields, files={**held, **files}, force=True)
 
 
 def gates_lost(bundle: Bundle, gate: Gate) -> tuple[str, ...]:

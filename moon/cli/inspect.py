@@ -23,6 +23,7 @@ from moon.cli.facts import (
     run_facts,
     show_layers,
 )
+from moon.cli.gpu_view import gpu_facts, show_gpu
 from moon.cli.options import AsJson, Debug
 from moon.cli.text import count, gate_line, pairs, percent, rates, share, size
 from moon.errors import UsageError
@@ -33,7 +34,7 @@ def inspect(
         Path,
         typer.Argument(
             metavar="BUNDLE|RUN|MODEL.onnx",
-            help="A bundle, or a training run; with --engine a bundle or an ONNX file.",
+            help="A bundle, or a training run; with --engine or --gpu a bundle or an ONNX file.",
         ),
     ],
     engine: Annotated[
@@ -50,10 +51,26 @@ def inspect(
         str,
         typer.Option("--isa", metavar="NAME", help="Instruction set, with --engine."),
     ] = "native",
+    gpu: Annotated[
+        bool,
+        typer.Option(
+            "--gpu", help="Say which layers a GPU's sparse kernels can run (2:4), and why."
+        ),
+    ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show a bundle or a training run: layers, density, bytes, FLOPs, memory, gate."""
+    if engine and gpu:
+        raise UsageError("--engine and --gpu are two views", remedy="Ask for one at a time")
+    if gpu:
+        with working("Reading"):
+            facts = gpu_facts(path)
+        if as_json:
+            print_json(facts)
+        else:
+            show_gpu(output(), facts)
+        return
     if engine:
         with working("Running"):
             facts = engine_facts(path, threads=threads, batch=batch, isa=isa)

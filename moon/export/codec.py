@@ -10,7 +10,8 @@ is zero). Cost: 1 + v bytes a stored value, v the bytes of a value.
 Bitmask. Bit ``i % 8`` of byte ``i // 8`` (least significant first) is set where element i is not
 zero; spare bits of the last byte are zero. Cost: n / 8 bytes and v bytes a nonzero.
 
-Gaps are smaller below a density of about 1/8, the bitmask above.
+Gaps are smaller below a density of about 1/8, the bitmask above. Which is the smaller in a file
+depends on the operators that decode it as well: see pack.py.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Encoded", "decode", "encode"]
+__all__ = ["KINDS", "Encoded", "Kind", "decode", "encode"]
 
+Kind = Literal["gaps", "bitmask"]
+KINDS: tuple[Kind, ...] = ("gaps", "bitmask")
 _STEP = 255
 
 
@@ -37,7 +40,7 @@ class Encoded:
         shape: of the weight.
     """
 
-    kind: Literal["gaps", "bitmask"]
+    kind: Kind
     where: NDArray[np.uint8]
     values: NDArray[Any]
     shape: tuple[int, ...]
@@ -63,15 +66,14 @@ def _gaps(flat: NDArray[Any], positions: NDArray[np.int64]) -> tuple[NDArray[np.
     return gaps, values
 
 
-def encode(weight: NDArray[Any]) -> Encoded:
-    """Store ``weight`` (any shape, floating) in the smaller of the two forms."""
+def encode(weight: NDArray[Any], kind: Kind) -> Encoded:
+    """Store ``weight`` (any shape, floating) in one of the forms."""
     flat = np.ascontiguousarray(weight).reshape(-1)
     positions = np.flatnonzero(flat)
-    gaps, filled = _gaps(flat, positions)
+    if kind == "gaps":
+        return Encoded(kind, *_gaps(flat, positions), weight.shape)
     mask = np.packbits(flat != 0, bitorder="little")
-    by_gaps = Encoded("gaps", gaps, filled, weight.shape)
-    by_mask = Encoded("bitmask", mask, flat[positions], weight.shape)
-    return by_gaps if by_gaps.nbytes <= by_mask.nbytes else by_mask
+    return Encoded(kind, mask, flat[positions], weight.shape)
 
 
 def decode(encoded: Encoded) -> NDArray[Any]:

@@ -47,12 +47,14 @@ class Parity:
         top1_agreement: share of inputs with the same label.
         gate_agreement: share with the same decision, leaving out scores closer to the
             threshold than the tolerance; None when that leaves none.
-        within: whether max_abs is within the tolerance and both shares are 1.
+        max_abs_within: whether max_abs is within the tolerance.
+        within: whether it is, and both shares are 1.
     """
 
     max_abs: float
     top1_agreement: float
     gate_agreement: float | None
+    max_abs_within: bool
     within: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -116,8 +118,14 @@ def parity(
         clear = ~(np.abs(then.astype(np.float64) - bar) <= slack)
         same = accepts(then, bar) == accepts(now, bar)
         agreement = float(np.mean(same[clear])) if clear.any() else None
-    within = max_abs <= allowed and top1 == 1 and agreement in (None, 1.0)
-    return Parity(max_abs=max_abs, top1_agreement=top1, gate_agreement=agreement, within=within)
+    near = max_abs <= allowed
+    return Parity(
+        max_abs=max_abs,
+        top1_agreement=top1,
+        gate_agreement=agreement,
+        max_abs_within=near,
+        within=near and top1 == 1 and agreement in (None, 1.0),
+    )
 
 
 def tolerance(logits_NL: NDArray[Any], precision: str) -> float:

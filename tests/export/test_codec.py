@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from moon.export.codec import decode, encode
+from moon.export.codec import KINDS, Kind, decode, encode
 
 WEIGHTS = hnp.arrays(
     st.sampled_from([np.float32, np.float16]),
@@ -27,10 +27,9 @@ def flat(size: int, at: dict[int, float]) -> np.ndarray[Any, np.dtype[np.float32
     return values
 
 
-@given(WEIGHTS)
-def test_what_is_encoded_comes_back(weight: np.ndarray[Any, Any]) -> None:
-    encoded = encode(weight)
-    back = decode(encoded)
+@given(WEIGHTS, st.sampled_from(KINDS))
+def test_what_is_encoded_comes_back(weight: np.ndarray[Any, Any], kind: Kind) -> None:
+    back = decode(encode(weight, kind))
     assert back.dtype == weight.dtype
     assert back.shape == weight.shape
     np.testing.assert_array_equal(back, weight)
@@ -41,8 +40,7 @@ def test_long_gaps_come_back(first: int, distances: list[int]) -> None:
     places = np.cumsum([first, *distances])
     weight = np.zeros(int(places[-1]) + 40_000, np.float32)
     weight[places] = np.arange(1, len(places) + 1)
-    encoded = encode(weight)
-    assert encoded.kind == "gaps"
+    encoded = encode(weight, "gaps")
     np.testing.assert_array_equal(decode(encoded), weight)
 
 
@@ -60,23 +58,22 @@ def test_long_gaps_come_back(first: int, distances: list[int]) -> None:
     ],
 )
 def test_gaps_by_hand(at: dict[int, float], gaps: list[int], values: list[float]) -> None:
-    encoded = encode(flat(1000, at))
-    assert encoded.kind == "gaps"
+    encoded = encode(flat(1000, at), "gaps")
     assert encoded.where.tolist() == gaps
     assert encoded.values.tolist() == values
 
 
 def test_bitmask_by_hand() -> None:
     weight = np.array([1, 0, 2, 3, 4, 5, 6, 7, 0, 8], np.float32)
-    encoded = encode(weight)
-    assert encoded.kind == "bitmask"
+    encoded = encode(weight, "bitmask")
     assert encoded.where.tolist() == [0b11111101, 0b10]
     assert encoded.values.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize(("density", "kind"), [(0.02, "gaps"), (0.3, "bitmask")])
-def test_the_smaller_form_is_chosen(density: float, kind: str) -> None:
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal(8192).astype(np.float32)
-    weight[rng.random(8192) > density] = 0
-    assert encode(weight).kind == kind
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1,), (3, 1, 7), (13, 5, 3, 1), (257,)])
+def test_all_zeros_and_none_come_back(shape: tuple[int, ...], kind: Kind) -> None:
+    for weight in (np.zeros(shape, np.float32), np.ones(shape, np.float16)):
+        back = decode(encode(weight, kind))
+        assert back.dtype == weight.dtype and back.shape == shape
+        np.testing.assert_array_equal(back, weight)

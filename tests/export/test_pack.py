@@ -9,17 +9,21 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from moon.errors import ExportError, ParityError, UsageError
 from moon.export.checks import check_onnx, check_packed
+from moon.export.codec import KINDS, encode
 from moon.export.graph import array, initializers, set_initializer, weight_names
 from moon.export.half import to_half
 from moon.export.head import add_head
 from moon.export.pack import pack, round_values
 from moon.export.session import run
 from moon.export.trace import trace
+from moon.export.unpacking import compact, coordinates, narrow, plain
 from moon.trainer.models import build
 from moon.trainer.sparsity.budget import counts, densities
 from moon.trainer.sparsity.topology import find_layers, generator, random_mask
@@ -96,6 +100,54 @@ def test_a_layer_takes_the_form_that_suits_its_density() -> None:
     held = initializers(packed)
     assert {"stem", "fc", "gaps/gaps", "mask/bitmask", "none/gaps"} <= set(held)
     assert not {"gaps", "mask", "none"} & set(held)
+
+
+def one_layer(weight: NDArray[Any]) -> ModelProto:
+    rows, channels = weight.shape[:2]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["input", "w"], ["logits"])],
+        "classifier",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", channels, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", rows, None, None])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+SIDES = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.integers(1, 3))
+
+
+@settings(deadline=None, max_examples=30)
+@given(SIDES, st.sampled_from([0, 0.001, 0.03, 0.1, 0.125, 0.2, 0.5, 0.9, 1]), st.booleans())
+@example((1, 1, 1, 1), 0.0, False)
+@example((1, 1, 1, 1), 1.0, True)
+@example((64, 64, 3, 3), 0.125, False)
+@example((64, 64, 3, 3), 0.12, True)
+def test_every_layer_takes_the_fewest_bytes_and_comes_back(
+    shape: tuple[int, ...], density: float, half: bool
+) -> None:
+    model = one_layer(sparse(shape, density))
+    values: Any = "fp16" if half else "fp32"
+    chosen = pack(model, values=values)
+    forms = [pack(model, values=values, kinds=kinds) for kinds in ((), ("gaps",), ("bitmask",))]
+    # Constants that all layers share belong to none.
+    shared = 200
+    assert chosen.ByteSize() <= min(form.ByteSize() for form in forms) + shared
+    for packed in (chosen, *forms):
+        check_packed(packed, round_values(model, values))
+
+
+def test_bytes_of_parts_are_those_in_the_file() -> None:
+    weight = sparse((64, 16, 3, 3), 0.1)
+    for parts in (
+        plain("w", weight),
+        narrow("w", weight.astype(np.float16), weight.dtype),
+        coordinates("w", weight, weight.dtype),
+        *(compact("w", encode(weight, kind), weight.dtype) for kind in KINDS),
+    ):
+        graph = onnx.GraphProto(node=parts.nodes, initializer=parts.tensors)
+        graph.sparse_initializer.extend(parts.sparse)
+        assert parts.nbytes == graph.ByteSize()
 
 
 @pytest.mark.parametrize("level", ["ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"])

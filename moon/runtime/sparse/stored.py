@@ -5,48 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from moon.calibrated import model_hash
 from moon.errors import BackendError, BundleError
-from moon.files import sha256_bytes
-from moon.onnxfile import (
-    find_initializer,
-    has_initializer,
-    patch_matrix,
-    patch_scalar,
-    patch_vector,
-)
 from moon.runtime.sparse.tuning import Target, Tuning, file_name, is_tuning
 
 if TYPE_CHECKING:
     from moon.bundle import Bundle
 
-__all__ = ["facts", "find", "model_hash", "store"]
+__all__ = ["facts", "find", "store"]
 
 _AGAIN = "moon bench --tune measures again"
-
-
-def model_hash(model: bytes) -> str:
-    """SHA-256 of an ONNX file, what calibrating changes in a bundle's taken as zero.
-
-    So plans outlive another threshold.
-    """
-    for name in ("threshold", "gate_score", "thresholds", "p_scores", "p_levels"):
-        try:
-            model = _blank(model, name)
-        except BundleError:  # a graph unlike a bundle's, of which nothing is changed
-            continue
-    return sha256_bytes(model)
-
-
-def _blank(model: bytes, name: str) -> bytes:
-    if not has_initializer(model, name):
-        return model
-    dims = find_initializer(model, name).dims
-    if not dims:
-        return patch_scalar(model, name, 0)
-    patch = patch_vector if len(dims) == 1 else patch_matrix
-    return patch(model, name, np.zeros(dims, np.float32))
 
 
 def find(bundle: Bundle, model: bytes, isa: str = "native") -> tuple[Tuning | None, str]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moon import __version__
+from moon.calibrated import model_hash
 from moon.errors import BackendError, UsageError
 from moon.progress import Progress, silent
 from moon.runtime.sparse.conv_weights import ConvWeights
@@ -27,7 +28,6 @@ from moon.runtime.sparse.sample import sample
 from moon.runtime.sparse.search import Search
 from moon.runtime.sparse.session import Session
 from moon.runtime.sparse.steps import Conv
-from moon.runtime.sparse.stored import model_hash
 from moon.runtime.sparse.timing import groups
 from moon.runtime.sparse.trial import Stage, by_turns
 from moon.runtime.sparse.tuning import Measured, Target, Tuned, Tuning, Verdict

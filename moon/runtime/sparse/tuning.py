@@ -39,7 +39,7 @@ class Target:
         cpu: its name as LLVM spells it.
         isa: instruction set.
         kernels: a hash of the source of the kernels.
-        model: a hash of the model, see :func:`moon.runtime.sparse.stored.model_hash`.
+        model: a hash of the model, see :func:`moon.calibrated.model_hash`.
     """
 
     cpu: str

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moon.bundle import Bundle
+from moon.calibrated import model_hash
 from moon.errors import BundleError, MoonError
 from moon.files import sha256_bytes
 from moon.manifest import FileEntry, self_hash
@@ -23,7 +24,7 @@ from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.isa import target
 from moon.runtime.sparse.jit import fingerprint
 from moon.runtime.sparse.kernels import SOURCES
-from moon.runtime.sparse.stored import facts, find, model_hash, store
+from moon.runtime.sparse.stored import facts, find, store
 from moon.runtime.sparse.tuning import Measured, Target, Tuned, Tuning, Verdict
 from moon.runtime.verify import verify
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moon.calibrated import model_hash
 from moon.errors import UsageError
 from moon.runtime.sparse import program
 from moon.runtime.sparse import tune as tuner
@@ -15,7 +16,6 @@ from moon.runtime.sparse.engine import SparseEngine
 from moon.runtime.sparse.isa import target
 from moon.runtime.sparse.plan import Plan
 from moon.runtime.sparse.sample import sample
-from moon.runtime.sparse.stored import model_hash
 from moon.runtime.sparse.trial import Stage, by_turns
 from moon.runtime.sparse.tune import clearly, tune
 from moon.runtime.sparse.tuning import Tuning

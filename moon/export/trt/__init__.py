@@ -1,0 +1,1 @@
+"""What concerns TensorRT: which layers its sparse kernels can run, engines and their files."""
