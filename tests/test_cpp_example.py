@@ -74,9 +74,7 @@ def constants(bundle: Bundle) -> list[str]:
 
 
 @pytest.mark.parametrize(("dtype", "channels"), [("float32", 3), ("uint8", 1), ("uint8", 3)])
-def test_it_decides_as_python_does(
-    decide: Path, tmp_path: Path, dtype: str, channels: int
-) -> None:
+def test_it_decides_as_python_does(decide: Path, tmp_path: Path, dtype: str, channels: int) -> None:
     bundle = make_bundle(tmp_path / "b", channels=channels, dtype=dtype, reject=0.3)
     pixels = np.concatenate([bundle.golden()["pixels"], images(15, channels=channels, seed=9)])
     median = float(np.median(Predictor.open(bundle).raw(pixels)["score"]))

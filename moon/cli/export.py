@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Values", "Weights", "export"]
+__all__ = ["Precision", "Values", "Weights", "export"]
 
 import json
 from enum import Enum
@@ -30,6 +30,12 @@ class Values(str, Enum):
     fp16 = "fp16"
 
 
+class Precision(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
 def export(
     model: Annotated[
         Path,
@@ -43,8 +49,16 @@ def export(
         Values, typer.Option("--values", help="How the file stores each weight's value.")
     ] = Values.fp32,
     precision: Annotated[
-        Values, typer.Option("--precision", help="The arithmetic of the graph.")
-    ] = Values.fp32,
+        Precision, typer.Option("--precision", help="The arithmetic of the graph.")
+    ] = Precision.fp32,
+    max_change: Annotated[
+        float,
+        typer.Option(
+            "--max-change",
+            metavar="SHARE",
+            help="int8 only: share of held-out images whose label or decision may change.",
+        ),
+    ] = 0.02,
     score: Annotated[
         str, typer.Option("--score", metavar="NAME", help="The gate's score.")
     ] = "ebo",
@@ -134,6 +148,7 @@ def export(
         "weights": weights.value,
         "values": values.value,
         "precision": precision.value,
+        "max_change": max_change,
         "score": score,
         "carry": tuple(carry),
         "settings": _settings(setting),
@@ -263,4 +278,15 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     for name, why in facts["provenance"]["export"]["left_out"].items():
         table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
+    if (measured := facts["provenance"]["export"]["parity"].get("int8")) is not None:
+        table.add_row("int8", _int8_line(measured))
     output().print(table)
+
+
+def _int8_line(measured: dict[str, Any]) -> str:
+    labels, decisions = percent(measured["top1_agreement"]), percent(measured["gate_agreement"])
+    line = f"against fp32 {labels} of labels and {decisions} of decisions the same"
+    if measured["accuracy"] is not None:
+        accuracy = measured["accuracy"]
+        line = f"accuracy {accuracy['int8']:.2%}, fp32 {accuracy['fp32']:.2%}; {line}"
+    return f"{line}, over {measured['images']:,} images"

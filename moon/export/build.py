@@ -25,7 +25,16 @@ from moon.export.fit_settings import asked_scores
 from moon.export.graph import HEAD, array, initializers, weight_names
 from moon.export.half import to_half
 from moon.export.head import add_head, add_normalisation
-from moon.export.pack import VALUES, WEIGHTS, Values, Weights, pack, round_values
+from moon.export.pack import (
+    PRECISIONS,
+    VALUES,
+    WEIGHTS,
+    Precision,
+    Values,
+    Weights,
+    pack,
+    round_values,
+)
 from moon.export.session import Session, check_survives
 from moon.scores import FittedScore
 
@@ -43,7 +52,10 @@ class Options:
     Args:
         weights: "compact", "dense" or "coo".
         values: "fp32", or "fp16" to store weights at half the size; arithmetic is not affected.
-        precision: "fp32", or "fp16" for a graph that computes in fp16; the score head stays fp32.
+        precision: "fp32", or "fp16" or "int8" for a graph that computes in it; the score head
+            stays fp32, and with int8 the last linear layer.
+        max_change: with int8, the largest share of held-out images whose label, or whose decision
+            at the same promise, may be another than fp32's.
         score: the gate's score.
         carry: further scores in the graph, by name; "all" for every one that can be had.
         settings: by score, keywords of its fit, such as {"knn": {"size": 500}}.
@@ -57,7 +69,8 @@ class Options:
 
     weights: Weights = "compact"
     values: Values = "fp32"
-    precision: Values = "fp32"
+    precision: Precision = "fp32"
+    max_change: float = 0.02
     score: str = "ebo"
     carry: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -71,12 +84,14 @@ class Options:
         for name, known in (
             ("weights", WEIGHTS),
             ("values", VALUES),
-            ("precision", VALUES),
+            ("precision", PRECISIONS),
             ("input_dtype", ("float32", "uint8")),
         ):
             given = getattr(self, name)
             if given not in known:
                 raise UsageError(f"{name} must be {' or '.join(known)}, not {given!r}")
+        if not 0 <= self.max_change <= 1:
+            raise UsageError(f"max_change must be a share in [0, 1], not {self.max_change}")
 
     @property
     def stored(self) -> Values:
@@ -111,7 +126,8 @@ class Built:
 
     Attributes:
         model: the packed graph, uncalibrated.
-        wide: the same graph in fp32 precision with the same stored values, for fp16 checks.
+        wide: the same graph in fp32 precision with the same stored values, for fp16 and int8
+            checks.
         dense_bytes: size of the graph with dense fp32 weights.
         score_bytes: of it, constants of fitted scores and p-values; they are not packed.
         scores: names of the scores the graph carries, in order.
@@ -129,13 +145,19 @@ class Built:
 
 
 def build(
-    classifier: Classifier, options: Options, golden: Pixels, fitted: Sequence[FittedScore] = ()
+    classifier: Classifier,
+    options: Options,
+    golden: Pixels,
+    fitted: Sequence[FittedScore] = (),
+    *,
+    int8: ModelProto | None = None,
 ) -> Built:
     """Write ``classifier`` as ``options`` say, checking after every step.
 
     Args:
         golden: uint8 [n, H, W, C], images the steps are compared on.
         fitted: scores with constants, that the graph is to carry.
+        int8: the body in int8, where that is the precision.
 
     Raises:
         UsageError: the score cannot be had from this model.
@@ -162,10 +184,14 @@ def build(
         half = to_half(round_values(classifier.body, "fp16"))
         chosen = _with_head(half, classifier, options, fitted)
         check_onnx(chosen)
+    elif int8 is not None:
+        check_zeros(classifier.masks, int8)
+        chosen = _with_head(int8, classifier, options, fitted)
+        check_onnx(chosen)
     packed = pack(chosen, weights=options.weights, values=options.stored)
     # The checker's shape inference knows no sparse initializers.
     check_onnx(packed, full=options.weights != "coo")
-    if options.precision == "fp16":
+    if options.precision != "fp32":
         check_survives(chosen)
         check_survives(packed)
     check_packed(packed, chosen)

@@ -19,7 +19,7 @@ from moon.export.assemble import assemble, check_free
 from moon.export.build import Classifier, InputType, Options
 from moon.export.fit_images import FIT_LIMIT
 from moon.export.intake import Foreign, read_foreign
-from moon.export.pack import Values, Weights
+from moon.export.pack import Precision, Values, Weights
 from moon.export.record import Description
 from moon.export.session import Session
 from moon.files import sha256_file
@@ -45,7 +45,8 @@ def from_onnx(
     force: bool = False,
     weights: Weights = "compact",
     values: Values = "fp32",
-    precision: Values = "fp32",
+    precision: Precision = "fp32",
+    max_change: float = 0.02,
     score: str = "ebo",
     carry: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -74,8 +75,8 @@ def from_onnx(
         force: replace a bundle that is there.
         fit: the images the model was trained on, for scores that are fitted to them.
         fit_limit: fit to a random choice of so many of these images; None for all.
-        weights, values, precision, score, carry, settings, p_values, input_dtype, features: see
-            `Options`.
+        weights, values, precision, max_change, score, carry, settings, p_values, input_dtype,
+            features: see `Options`.
 
     Raises:
         UsageError, ExportError, ParityError, CalibrationError: see `assemble`; also when
@@ -86,6 +87,7 @@ def from_onnx(
         weights=weights,
         values=values,
         precision=precision,
+        max_change=max_change,
         score=score,
         carry=tuple(carry),
         settings=settings or {},

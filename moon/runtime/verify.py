@@ -19,7 +19,7 @@ from moon.threshold import accepts, as_float32
 __all__ = ["Check", "Parity", "golden_bars", "golden_outputs", "parity", "tolerance", "verify"]
 
 # Largest difference of a logit, for logits of up to about 10.
-_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-1}
 _LARGE = 10.0
 
 
