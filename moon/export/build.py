@@ -131,7 +131,7 @@ class Built:
         dense_bytes: size of the graph with dense fp32 weights.
         score_bytes: of it, constants of fitted scores and p-values; they are not packed.
         scores: names of the scores the graph carries, in order.
-        layers: weight by name: shape, nonzeros and density, as stored.
+        layers: weight by name: shape, nonzeros and density, as stored; with int8, as in ``wide``.
         report: figures of the checks, for the record.
     """
 
@@ -174,7 +174,7 @@ def build(
     plain = Session(classifier.body)
     check_batches(plain, images, wanted)
     logits = plain.run_batches("input", images)["logits"]
-    report = {"traced": require(wanted, logits, "fp32", "the traced graph").to_json()}
+    report: dict[str, Any] = {"traced": require(wanted, logits, "fp32", "the traced graph").to_json()}
 
     dense = _with_head(classifier.body, classifier, options, fitted)
     check_onnx(dense)
@@ -186,6 +186,7 @@ def build(
         check_onnx(chosen)
     elif int8 is not None:
         check_zeros(classifier.masks, int8)
+        report["rounded_to_zero"] = _nonzeros(wide) - _nonzeros(int8)
         chosen = _with_head(int8, classifier, options, fitted)
         check_onnx(chosen)
     packed = pack(chosen, weights=options.weights, values=options.stored)
@@ -208,7 +209,8 @@ def build(
             for value in packed.graph.output
             if value.name.startswith("score_")
         ),
-        layers=_layers(chosen),
+        # What int8 rounds to zero is no sparsity of the model's.
+        layers=_layers(chosen if int8 is None else wide),
         report=report,
     )
 
@@ -255,6 +257,10 @@ def _compare_steps(
 def _score_bytes(model: ModelProto, fitted: Sequence[FittedScore]) -> int:
     heads = ("p_scores", "p_levels", *(f"{HEAD}{one.name}/" for one in fitted))
     return sum(t.ByteSize() for t in model.graph.initializer if t.name.startswith(heads))
+
+
+def _nonzeros(model: ModelProto) -> int:
+    return sum(layer["nonzeros"] for layer in _layers(model).values())
 
 
 def _layers(model: ModelProto) -> dict[str, dict[str, Any]]:

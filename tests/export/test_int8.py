@@ -190,6 +190,7 @@ def test_images_that_cannot_serve_are_refused() -> None:
 def test_a_bundle_computes_in_int8(bundle: Bundle) -> None:
     export = bundle.manifest.provenance["export"]
     assert bundle.manifest.precision == export["precision"] == "int8"
+    assert 0 <= export["parity"]["rounded_to_zero"] < 300
     figures = export["parity"]["int8"]
     assert figures["top1_agreement"] >= 0.97 and figures["gate_agreement"] >= 0.97
     assert abs(figures["accuracy"]["int8"] - figures["accuracy"]["fp32"]) <= 0.03
