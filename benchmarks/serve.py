@@ -1,12 +1,27 @@
-"""What serving costs: `moon serve` beside a stock BentoML service, in one run, interleaved.
+"""What serving costs: `moon serve` beside a stock BentoML and a plain FastAPI service, in one run.
 
-    python -m benchmarks.serve [--bundle BUNDLE] [--rounds 5] [--out FILE.json]
+    python -m benchmarks.serve [--bundle BUNDLE] [--sides 32,224] [--rounds 5] [--seconds 3]
+        [--servers moon,bentoml,fastapi] [--soak SECONDS] [--json FILE]
 
-Both serve the same bundle, by default a trivial model, and are sent the same 224-pixel
-JPEG over kept loopback connections. The servers are pinned to one core and the load to
-another where there are two. Overhead is the median time of a request from one client, less
-the median time of the same decision in process, on the server's core. Needs the extras
-serve and dev.
+All serve the same bundle, by default a trivial model, on one core, and are sent the same JPEG by
+a load generator on another where there are two. Each is measured in turn, every second round in
+reverse order:
+
+    one client      median and 99th percentile of a request, kept connection; `overhead` is the
+                    median less that of the same decision in process on the servers' core
+    saturation      answers a second with 16 clients that ask without a pause
+    70%             requests at random times (Poisson) at 70% of the server's own saturation, of
+                    that round; times count from when a request was due
+
+Ratios are medians over the rounds of what was measured in the same round. Of moon alone:
+
+    overload        at twice its saturation: good answers a second over those at saturation, how
+                    soon the rest are refused, and what else happened
+    slow clients    500 that send a byte a second: memory, and how long /livez takes meanwhile
+    soak            memory after --soak seconds at 70%, over what it was after a tenth of that
+
+`late` is how far behind its times the load generator fell; where it is not small the load was the
+limit. Needs the extras serve and dev, and for FastAPI: pip install 'fastapi[standard]'.
 """
 
 from __future__ import annotations
@@ -15,209 +30,212 @@ import argparse
 import io
 import json
 import os
-import platform
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from threading import Thread
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.serve_load import Outcome, closed, open_loop, request
+from benchmarks.serve_servers import COMMANDS, Server, missing, serving
+from moon import __version__
 from moon.files import write_json
+from moon.runtime.bench_host import host
 from moon.runtime.predictor import Predictor
 
-CLIENTS = 8
-WARM_UP = 50
-SEQUENTIAL = 300
-SECONDS = 2.0
-PACKAGES = ("bentoml", "uvicorn", "starlette", "uvloop", "httptools", "onnxruntime", "pillow")
+CLIENTS = 16
+WARM_SECONDS = 1.0
+SLOW_CLIENTS = 500
+SLOW_SECONDS = 10.0
+LOAD = 0.7
+Figures = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, help="default: a trivial model")
+    parser.add_argument("--sides", default="32,224", help="of the JPEGs, in pixels")
+    parser.add_argument("--servers", default=",".join(COMMANDS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or trivial_bundle(Path(folder))
-        result = measure(bundle.resolve(), Path(folder), options.rounds)
+        result = measure(bundle.resolve(), Path(folder), options)
     show(result)
-    if options.out:
-        write_json(options.out, result)
+    if options.json:
+        write_json(options.json, result)
 
 
-def measure(bundle: Path, folder: Path, rounds: int) -> dict[str, Any]:
+def measure(bundle: Path, folder: Path, options: argparse.Namespace) -> Figures:
     """Every figure, and the machine they were taken on."""
-    server_cores, client_cores = cores()
-    picture = jpeg()
-    os.sched_setaffinity(0, server_cores)
-    in_process = decision_ms(bundle, picture)
-    os.sched_setaffinity(0, client_cores)
-    figures: dict[str, list[dict[str, float]]] = {"moon": [], "stock": []}
-    with (
-        server(moon_command(bundle), folder, server_cores, bundle) as moon,
-        server(stock_command(), folder, server_cores, bundle) as stock,
-    ):
-        ports = {"moon": moon, "stock": stock}
-        for port in ports.values():
-            sequential(port, picture, WARM_UP)
-        for turn in range(rounds):
-            for name in list(ports) if turn % 2 == 0 else list(ports)[::-1]:
-                figures[name].append(one_round(ports[name], picture))
+    server_cores, load_cores = cores()
+    names = [name for name in options.servers.split(",") if not _left_out(name)]
+    result: Figures = {
+        "environment": {
+            "moon": __version__,
+            **host(),
+            "server_cores": sorted(server_cores),
+            "load_cores": sorted(load_cores),
+        },
+        "sides": {},
+    }
+    for side in map(int, options.sides.split(",")):
+        picture = jpeg(side)
+        os.sched_setaffinity(0, server_cores)
+        in_process = decision_ms(bundle, picture)
+        os.sched_setaffinity(0, load_cores)
+        payload = request(picture, "image/jpeg")
+        with ExitStack() as stack:
+            servers = [
+                stack.enter_context(serving(name, bundle, folder, server_cores)) for name in names
+            ]
+            for server in servers:
+                closed(server.port, payload, CLIENTS, seconds=WARM_SECONDS)
+            rounds: dict[str, list[Figures]] = {name: [] for name in names}
+            for turn in range(options.rounds):
+                for server in servers[:: -1 if turn % 2 else 1]:
+                    one = one_round(server, payload, options.seconds, turn)
+                    rounds[server.name].append(one)
+        result["sides"][side] = {
+            "jpeg_bytes": len(picture),
+            "in_process_ms": in_process,
+            "servers": {name: summary(found, in_process) for name, found in rounds.items()},
+            "moon_over": {name: ratios(rounds["moon"], rounds[name]) for name in names[1:]}
+            if names[0] == "moon"
+            else {},
+            "rounds": rounds,
+        }
+    if "moon" in names:
+        with serving("moon", bundle, folder, server_cores) as server:
+            result["moon"] = alone(server, payload, options)
+    return result
+
+
+def _left_out(name: str) -> bool:
+    if name not in COMMANDS:
+        raise SystemExit(f"serve: no server {name!r}; there are {', '.join(COMMANDS)}")
+    if package := missing(name):
+        print(f"{name} left out: the package {package} is not installed")
+        return True
+    return False
+
+
+def one_round(server: Server, payload: bytes, seconds: float, turn: int) -> Figures:
+    one = closed(server.port, payload, 1, seconds=seconds)
+    many = closed(server.port, payload, CLIENTS, seconds=seconds)
+    some = open_loop(server.port, payload, LOAD * many.rate, seconds=seconds, seed=turn)
     return {
-        "in_process_ms": in_process,
-        "servers": {name: summary(found, in_process) for name, found in figures.items()},
-        "ratio_requests_per_second": median(
-            ours["rps"] / theirs["rps"]
-            for ours, theirs in zip(figures["moon"], figures["stock"], strict=True)
-        ),
-        "rounds": figures,
-        "environment": environment(server_cores, client_cores),
+        "p50_ms": one.percentile(50),
+        "p99_ms": one.percentile(99),
+        "saturation_rps": many.rate,
+        "at_70_p50_ms": some.percentile(50),
+        "at_70_p99_ms": some.percentile(99),
+        "at_70_not_200": len(some.refused) + sum(some.failed.values()),
+        "failed": {**one.failed, **many.failed},
+        "late_ms": some.late * 1e3,
     }
 
 
-def one_round(port: int, picture: bytes) -> dict[str, float]:
-    times = sequential(port, picture, SEQUENTIAL)
-    p50, p99 = np.percentile(times, [50, 99])
-    return {"p50_ms": float(p50), "p99_ms": float(p99), "rps": concurrent(port, picture)}
-
-
-def sequential(port: int, picture: bytes, requests: int) -> list[float]:
-    """Milliseconds of each request of one client."""
-    found = []
-    with Connection(port) as connection:
-        for _ in range(requests):
-            start = time.perf_counter()
-            connection.ask(picture)
-            found.append(1e3 * (time.perf_counter() - start))
+def alone(server: Server, payload: bytes, options: argparse.Namespace) -> Figures:
+    """What is asked of moon beyond comparisons."""
+    seconds = max(options.seconds, 5.0)
+    full = closed(server.port, payload, CLIENTS, seconds=seconds)
+    over = open_loop(server.port, payload, 2 * full.rate, seconds=seconds)
+    found: Figures = {
+        "overload": {
+            "saturation_rps": full.rate,
+            "asked_rps": 2 * full.rate,
+            "goodput": over.rate / full.rate,
+            "refused": len(over.refused),
+            "refused_p99_ms": over.percentile(99, refused=True),
+            "answered_p99_ms": over.percentile(99),
+            "failed": over.failed,
+            "late_ms": over.late * 1e3,
+        },
+        "slow_clients": slow_clients(server),
+    }
+    if options.soak:
+        found["soak"] = soak(server, payload, LOAD * full.rate, options.soak)
     return found
 
 
-def concurrent(port: int, picture: bytes) -> float:
-    """Requests a second of several clients that each wait for their answers."""
-    counts = [0] * CLIENTS
-    end = time.perf_counter() + SECONDS
-
-    def client(index: int) -> None:
-        with Connection(port) as connection:
-            while time.perf_counter() < end:
-                connection.ask(picture)
-                counts[index] += 1
-
-    threads = [Thread(target=client, args=(index,)) for index in range(CLIENTS)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - start)
-
-
-class Connection:
-    """A kept HTTP connection that does no more than needed: the load must not be the limit."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def ask(self, picture: bytes) -> bytes:
-        head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
-        self.socket.sendall(f"{head}Content-Length: {len(picture)}\r\n\r\n".encode() + picture)
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            answer += self.receive()
-        head_bytes, _, body = answer.partition(b"\r\n\r\n")
-        status, *lines = head_bytes.lower().split(b"\r\n")
-        if b" 200 " not in status:
-            raise SystemExit(f"refused: {answer.decode()}")
-        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
-        while len(body) < length:
-            body += self.receive()
-        return body
-
-    def receive(self) -> bytes:
-        chunk = self.socket.recv(65536)
-        if not chunk:
-            raise SystemExit("the server closed the connection")
-        return chunk
-
-
-@contextmanager
-def server(command: list[str], folder: Path, pinned: set[int], bundle: Path) -> Iterator[int]:
-    """A server in a process of its own, from its first answer on; gives its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    variables = {
-        **os.environ,
-        "BENTOML_DO_NOT_TRACK": "True",
-        "BENTOML_HOME": str(folder / "bentoml"),
-        "MOON_SERVE_GRACE_SECONDS": "0",
-        "ORT_DISABLE_TELEMETRY": "1",
-        "STOCK_BUNDLE": str(bundle),
-    }
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            env=variables,
-            stdout=log,
-            stderr=log,
-            preexec_fn=lambda: os.sched_setaffinity(0, pinned),
-        )
-    try:
-        wait(port, process)
-        yield port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+def slow_clients(server: Server) -> Figures:
+    """Many that send a byte a second of a body that they announced."""
+    before = server.resident
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    head += b"Content-Length: 900000\r\n\r\n"
+    clients = []
+    refused = 0
+    for _ in range(SLOW_CLIENTS):
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
-                probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                if b" 200 " in probe.recv(100):
-                    return
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+            client.sendall(head)
+            clients.append(client)
         except OSError:
-            pass
-        time.sleep(0.1)
-    raise SystemExit(f"{process.args!r} did not get ready")
+            refused += 1
+    times: list[float] = []
+    most = before
+    end = time.monotonic() + SLOW_SECONDS
+    while time.monotonic() < end:
+        for client in clients:
+            try:
+                client.send(b"x")
+            except OSError:
+                continue
+        times.append(_live_ms(server.port))
+        most = max(most, server.resident)
+        time.sleep(1)
+    for client in clients:
+        client.close()
+    return {
+        "clients": len(clients),
+        "not_accepted": refused,
+        "memory_grown_mb": (most - before) / 1e6,
+        "livez_most_ms": max(times),
+    }
 
 
-def moon_command(bundle: Path) -> list[str]:
-    return [sys.executable, "-m", "moon", "serve", str(bundle)]
+def _live_ms(port: int) -> float:
+    start = time.perf_counter()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
+            probe.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            alive = b" 200 " in probe.recv(100)
+    except OSError:
+        alive = False
+    return (time.perf_counter() - start) * 1e3 if alive else float("inf")
 
 
-def stock_command() -> list[str]:
-    service = "benchmarks.stock_service:Stock"
-    return [sys.executable, "-m", "bentoml", "serve", service, "--host", "127.0.0.1"]
+def soak(server: Server, payload: bytes, rate: float, seconds: float) -> Figures:
+    """Memory over time."""
+    total = Outcome()
+    first = open_loop(server.port, payload, rate, seconds=seconds / 10)
+    early = server.resident
+    total = open_loop(server.port, payload, rate, seconds=seconds * 0.9, seed=1)
+    return {
+        "seconds": seconds,
+        "requests": len(first.answered) + len(total.answered),
+        "failed": {**first.failed, **total.failed},
+        "refused": len(first.refused) + len(total.refused),
+        "memory_mb": [early / 1e6, server.resident / 1e6],
+        "grown": server.resident / early - 1,
+    }
 
 
 def decision_ms(bundle: Path, picture: bytes) -> float:
     """Median milliseconds of the same decision without any server."""
     predictor = Predictor.open(bundle)
     times = []
-    for _ in range(SEQUENTIAL):
+    for _ in range(300):
         start = time.perf_counter()
         predictor.predict([picture])
         times.append(1e3 * (time.perf_counter() - start))
@@ -230,11 +248,11 @@ def trivial_bundle(folder: Path) -> Path:
     return make_bundle(folder / "trivial", channels=3, size=32).path
 
 
-def jpeg() -> bytes:
+def jpeg(side: int) -> bytes:
     """A smooth picture with some noise, as photographs are."""
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8))
-    pixels = np.asarray(small.resize((224, 224), Image.Resampling.BICUBIC), np.int16)
+    pixels = np.asarray(small.resize((side, side), Image.Resampling.BICUBIC), np.int16)
     noisy = np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noisy).save(stream, "JPEG", quality=85)
@@ -242,45 +260,63 @@ def jpeg() -> bytes:
 
 
 def cores() -> tuple[set[int], set[int]]:
+    """Of the servers, and of the load."""
     mine = sorted(os.sched_getaffinity(0))
     return {mine[0]}, {mine[-1]}
 
 
-def summary(found: list[dict[str, float]], in_process: float) -> dict[str, float]:
-    middle = {name: median(one[name] for one in found) for name in found[0]}
-    return {**middle, "overhead_ms": middle["p50_ms"] - in_process}
-
-
-def environment(server_cores: set[int], client_cores: set[int]) -> dict[str, Any]:
+def summary(found: list[Figures], in_process: float) -> Figures:
+    """Medians over the rounds; of what must not happen the sum."""
+    numbers = [name for name in found[0] if name not in ("failed", "at_70_not_200")]
+    middle = {name: median(one[name] for one in found) for name in numbers}
+    failed: dict[str, int] = {}
+    for one in found:
+        for status, count in one["failed"].items():
+            failed[status] = failed.get(status, 0) + count
     return {
-        "cpu": cpu_name(),
-        "cores": {"server": sorted(server_cores), "load": sorted(client_cores)},
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "packages": {name: installed(name) for name in PACKAGES},
+        **middle,
+        "at_70_not_200": sum(one["at_70_not_200"] for one in found),
+        "overhead_ms": middle["p50_ms"] - in_process,
+        "failed": failed,
     }
 
 
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def ratios(ours: list[Figures], theirs: list[Figures]) -> Figures:
+    """Of rounds, paired."""
+
+    def of(name: str) -> float:
+        return median(a[name] / b[name] for a, b in zip(ours, theirs, strict=True))
+
+    return {
+        "requests_per_second": of("saturation_rps"),
+        "p99_at_70": of("at_70_p99_ms"),
+    }
 
 
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "?")
-
-
-def show(result: dict[str, Any]) -> None:
-    print(f"the decision alone, in process: {result['in_process_ms']:.2f} ms (median)")
-    print(f"{'':8}{'p50 ms':>9}{'p99 ms':>9}{'overhead ms':>13}{'requests/s':>12}")
-    for name, found in result["servers"].items():
-        numbers = f"{found['p50_ms']:9.2f}{found['p99_ms']:9.2f}{found['overhead_ms']:13.2f}"
-        print(f"{name:8}{numbers}{found['rps']:12.0f}")
-    print(f"requests/s, moon over stock: {result['ratio_requests_per_second']:.2f} (median)")
-    print(json.dumps(result["environment"]))
+def show(result: Figures) -> None:
+    say: Callable[[str], None] = print
+    for side, found in result["sides"].items():
+        alone = f"the decision alone {found['in_process_ms']:.2f} ms"
+        say(f"JPEG of {side} x {side} pixels, {found['jpeg_bytes']:,} bytes; {alone}")
+        say(f"{'':9}{'one client':>22}{'over-':>8}{'16 clients':>13}{'at 70% of that':>18}")
+        say(
+            f"{'':9}{'p50 ms':>11}{'p99 ms':>11}{'head':>8}{'answers/s':>13}"
+            f"{'p50 ms':>9}{'p99 ms':>9}{'not 200':>9}{'late ms':>9}"
+        )
+        for name, one in found["servers"].items():
+            say(
+                f"{name:9}{one['p50_ms']:11.2f}{one['p99_ms']:11.2f}{one['overhead_ms']:8.2f}"
+                f"{one['saturation_rps']:13.0f}{one['at_70_p50_ms']:9.2f}{one['at_70_p99_ms']:9.2f}"
+                f"{one['at_70_not_200']:9d}{one['late_ms']:9.2f}"
+            )
+        for name, ratio in found["moon_over"].items():
+            rps, p99 = ratio["requests_per_second"], ratio["p99_at_70"]
+            say(f"moon over {name}: {rps:.2f} times the answers/s, {p99:.2f} of its p99 at 70%")
+        say("")
+    if "moon" in result:
+        for name, one in result["moon"].items():
+            say(f"{name}: {json.dumps(one)}")
+    say(json.dumps(result["environment"]))
 
 
 if __name__ == "__main__":

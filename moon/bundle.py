@@ -6,11 +6,12 @@
     golden.npz      a few inputs with the outputs expected of every backend
     training.json   fingerprints of some images that were trained on or fitted to; not always
     engines/        compiled engines and tuning plans, each with a sidecar
+    manifest.sig    a signature of manifest.json, where somebody signed it
 
 Opening checks everything: a flipped byte, a file that is not listed, a path or symbolic link
 that leaves the folder, tensors stored outside the ONNX file, an unknown schema, or a graph
-whose thresholds are not gate.json's. Checksums find damage and mistakes; they do not prove who
-wrote the bundle.
+whose thresholds are not gate.json's. Checksums find damage and mistakes; who wrote the bundle is
+what a signature proves, where a key is given to check it by.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from moon.files import replacing_directory, sha256_bytes, sha256_file
 from moon.gate import Gate
 from moon.gated_graph import check_graph
 from moon.manifest import FileEntry, Manifest
+from moon.signature import SIGNATURE, check_signature
 
 __all__ = ["Bundle", "Golden", "Manifest", "gates_bytes", "golden_bytes", "write_bundle"]
 
@@ -70,14 +72,23 @@ class Bundle:
     fitted: tuple[FittedSketch, ...] = ()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(
+        cls, path: str | os.PathLike[str], *, key: str | os.PathLike[str] | None = None
+    ) -> Bundle:
         """Open the bundle at ``path`` and verify all of it.
 
+        Args:
+            path: its folder.
+            key: file of a public key; what its holder did not sign is refused.
+
         Raises:
-            BundleError: it is missing, damaged, hostile or of another schema; names the file.
+            BundleError: it is missing, damaged, hostile, of another schema, or not signed by
+                the key; names the file.
+            UsageError: the key cannot be read.
+            MissingExtraError: a signature cannot be checked without the package cryptography.
         """
         root = Path(path)
-        manifest = _read_manifest(root)
+        manifest = _read_manifest(root, key)
         _check_folder(root, manifest)
         for name, entry in manifest.files.items():
             if name not in (*_REQUIRED, *_OPTIONAL):
@@ -197,7 +208,7 @@ def golden_bytes(pixels_NHWC: NDArray[np.uint8], outputs: Mapping[str, NDArray[A
     return buffer.getvalue()
 
 
-def _read_manifest(root: Path) -> Manifest:
+def _read_manifest(root: Path, key: str | os.PathLike[str] | None = None) -> Manifest:
     path = root / "manifest.json"
     if not root.is_dir():
         what = "is not a bundle: it is a file" if root.exists() else "does not exist"
@@ -208,7 +219,10 @@ def _read_manifest(root: Path) -> Manifest:
             remedy="Name a folder made by moon export",
         )
     try:
-        plain = json.loads(path.read_bytes().decode("utf-8"))
+        data = path.read_bytes()
+        if key is not None:
+            check_signature(root, data, key)
+        plain = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not readable JSON: {error}", remedy=_REMEDY) from error
     return Manifest.from_json(plain)
@@ -231,7 +245,7 @@ def _check_folder(root: Path, manifest: Manifest) -> None:
     missing = sorted((set(manifest.files) | set(_REQUIRED)) - present)
     if missing:
         raise BundleError(f"{missing[0]} is missing from the bundle", remedy=_REMEDY)
-    unlisted = sorted(present - set(manifest.files) - {"manifest.json"})
+    unlisted = sorted(present - set(manifest.files) - {"manifest.json", SIGNATURE})
     unlisted = [name for name in unlisted if not name.startswith("engines/")]
     if unlisted:
         raise BundleError(

@@ -18,10 +18,12 @@ from moon.cli.eval import evaluate
 from moon.cli.export import export
 from moon.cli.inspect import inspect
 from moon.cli.options import Command, Commands
+from moon.cli.package import package
 from moon.cli.predict import predict
 from moon.cli.recipes import recipes
 from moon.cli.score import score
 from moon.cli.serve import serve
+from moon.cli.sign import sign
 from moon.cli.train import train
 from moon.cli.verify import verify
 
@@ -104,10 +106,22 @@ _add(
 )
 _add("serve", serve, "Answer predictions over HTTP.", "moon serve c10.moon --port 3000")
 _add(
+    "package",
+    package,
+    "Write what runs the service elsewhere: container, Kubernetes, bento.",
+    "moon package c10.moon --out c10-service --image registry.example/c10:1",
+)
+_add(
     "score",
     score,
     "Decide a whole set of images into a Parquet file.",
     "moon score c10.moon 'images.npz#test' --out scores.parquet",
+)
+_add(
+    "sign",
+    sign,
+    "Sign a bundle with a key file.",
+    "moon sign c10.moon --key private.pem",
 )
 _add("verify", verify, "Check a bundle's files and answers.", "moon verify c10.moon")
 _add(

@@ -53,6 +53,13 @@ _REQUIRED = {
 }
 
 
+# What is not lost of a command that is interrupted.
+_GOING_ON = {
+    "train": " Go on with --resume.",
+    "score": " The same command goes on from what is done.",
+}
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -102,7 +109,7 @@ def _report(error: BaseException, words: list[str], *, debug: bool) -> int:
         traceback.print_exception(type(error), error, error.__traceback__)
     rank = _rank()
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        resume = " Go on with --resume." if words[:1] == ["train"] else ""
+        resume = _GOING_ON.get(words[0], "") if words else ""
         if not rank:
             _say(f"moon: interrupted.{resume}")
         return _INTERRUPTED

@@ -8,6 +8,7 @@ __all__ = [
     "Command",
     "Commands",
     "Debug",
+    "Key",
     "named_sources",
     "not_yet",
     "spread",
@@ -15,6 +16,7 @@ __all__ = [
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +27,12 @@ from moon.errors import UsageError
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="On failure show the traceback too.")]
 Backend = Annotated[str, typer.Option("--backend", metavar="NAME", help="What runs the model.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", metavar="PUBLIC.pem", help="Refuse a bundle that the holder did not sign."
+    ),
+]
 
 _PAIRED = ("--set", "--near", "--far")
 

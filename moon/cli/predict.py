@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from moon.cli.console import note, output, print_json, working
-from moon.cli.options import AsJson, Backend, Debug
+from moon.cli.options import AsJson, Backend, Debug, Key
 from moon.cli.text import figure, grid
 from moon.errors import ImageError, MoonError
 from moon.progress import Progress, silent
@@ -31,6 +31,7 @@ def predict(
             "--threshold", metavar="X", help="Accept scores >= X, not the calibrated one."
         ),
     ] = None,
+    key: Key = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -41,7 +42,9 @@ def predict(
     from moon.runtime.predictor import Predictor
 
     with working("Opening the bundle") as progress:
-        predictor = Predictor.open(bundle, backend=backend, threshold=threshold, warn=_warn)
+        predictor = Predictor.open(
+            bundle, backend=backend, threshold=threshold, key=key, warn=_warn
+        )
         entries = decide(predictor, images, progress)
     if as_json:
         manifest = predictor.bundle.manifest

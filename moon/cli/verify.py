@@ -11,23 +11,23 @@ import typer
 from rich.markup import escape
 
 from moon.cli.console import output, print_json, working
-from moon.cli.options import AsJson, Debug
+from moon.cli.options import AsJson, Debug, Key
 from moon.cli.text import grid
 from moon.errors import BundleError
 
 
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to check.")],
+    key: Key = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Check checksums, thresholds, and golden parity on every backend that can run here."""
+    from moon.bundle import Bundle
     from moon.runtime.verify import verify as run
 
-    if not bundle.is_dir():
-        from moon.bundle import Bundle
-
-        Bundle.open(bundle)  # raises, saying what is wrong
+    if key is not None or not bundle.is_dir():
+        Bundle.open(bundle, key=key)  # raises, saying what is wrong
     with working("Checking"):
         checks = run(bundle)
     good = all(check.ok for check in checks)

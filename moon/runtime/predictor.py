@@ -57,6 +57,7 @@ class Predictor:
         backend: str = DEFAULT,
         threads: int = 1,
         threshold: float | None = None,
+        key: str | os.PathLike[str] | None = None,
         warn: Callable[[str], None] = _warn,
     ) -> Predictor:
         """Open a bundle, verified, and load its graph.
@@ -66,6 +67,7 @@ class Predictor:
             backend: see :data:`moon.runtime.backend.NAMES`.
             threads: threads for one inference; 0 leaves it to the backend.
             threshold: accept by this instead of the calibrated threshold; ``warn`` is told.
+            key: see :meth:`moon.bundle.Bundle.open`.
             warn: called with each warning.
 
         Raises:
@@ -73,7 +75,7 @@ class Predictor:
             BackendError: the backend cannot run here.
             UsageError: the threshold is not a finite number.
         """
-        bundle = path if isinstance(path, Bundle) else Bundle.open(path)
+        bundle = path if isinstance(path, Bundle) else Bundle.open(path, key=key)
         bar = _threshold(bundle, bundle.gate(backend), threshold)  # before loading the graph
         if threshold is not None:
             warn(f"the threshold {bar:g} was given, not calibrated: no guarantee holds")

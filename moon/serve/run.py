@@ -18,7 +18,7 @@ from moon.serve.address import bind, is_loopback, url_of
 if TYPE_CHECKING:
     from moon.serve.settings import Settings
 
-__all__ = ["serve"]
+__all__ = ["read_token", "serve"]
 
 GRACE_VARIABLE = "MOON_SERVE_GRACE_SECONDS"
 SHORTEST_TOKEN = 16
@@ -66,7 +66,7 @@ def serve(
     _require_extra()
     if workers < 1:
         raise UsageError(f"--workers must be 1 or more, got {workers}")
-    token = _token(token_file)
+    token = None if token_file is None else read_token(token_file)
     if token is None and not is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines, and there is no token",
@@ -130,9 +130,12 @@ def _supervise(
         raise MoonError("the workers could not start", remedy="See the lines above for the cause")
 
 
-def _token(path: str | os.PathLike[str] | None) -> str | None:
-    if path is None:
-        return None
+def read_token(path: str | os.PathLike[str]) -> str:
+    """The token in a file.
+
+    Raises:
+        UsageError: it cannot be read, or is not one word of enough characters.
+    """
     try:
         token = Path(path).read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:

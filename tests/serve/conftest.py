@@ -40,9 +40,10 @@ class Server:
             "MOON_SERVE_GRACE_SECONDS": "0",
             **environment,
         }
+        port = [] if "--port" in arguments else ["--port", str(free_port())]
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [*COMMAND, *arguments, "--port", str(free_port())],
+                [*COMMAND, *arguments, *port],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=variables,

@@ -28,11 +28,11 @@ from moon.runtime.sparse.plan import (
     written,
 )
 
-__all__ = ["Costs", "Weights", "candidates", "choose"]
+__all__ = ["SAVED", "Costs", "Weights", "candidates", "choose"]
 
 _BLOCK_BYTES = (16_384, 24_576, 32_768, 65_536, 262_144, 524_288, 1 << 30)
 # Of a vector's cost, by the lanes that are computed.
-_SAVED = {4: 0.5, 8: 0.3, LANES: 0.0}
+SAVED = {4: 0.5, 8: 0.3, LANES: 0.0}
 # Planes of fewer vectors are fetched as a whole by what is read of them.
 _NEXT = 32
 
@@ -191,7 +191,7 @@ def _cost(geometry: Geometry, weights: Weights, costs: Costs, plan: Plan) -> flo
     parts = cut(made, plan)
     tiles = sum(count for _, _, _, count in parts)
     # Of the last vector only a part may be computed.
-    vectors = made.vectors - _SAVED[parts[-1][1]]
+    vectors = made.vectors - SAVED[parts[-1][1]]
     by_tile = steps * costs.weight * (1 if alone else 2) + units * blocks * costs.row
     by_vector = steps * each + units * blocks * outputs
     copied = made.vectors / plan.tile * weights.columns * column * copies

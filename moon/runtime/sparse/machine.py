@@ -22,6 +22,7 @@ from moon.runtime.sparse.kernels import SOURCES
 from moon.runtime.sparse.kernels_driver import DRIVER, OPERATION
 from moon.runtime.sparse.layout import Planes
 from moon.runtime.sparse.memory import Guard, Space
+from moon.runtime.sparse.pieces import together
 from moon.runtime.sparse.plan import Plan
 from moon.runtime.sparse.program import Program
 from moon.runtime.sparse.team import Team
@@ -32,10 +33,6 @@ __all__ = ["Kernels", "Machine"]
 Array = NDArray[Any]
 Values = dict[str, Array]
 
-# Larger batches are run in pieces, of so many images and so many bytes that a step reads and
-# writes: a few images together fill vectors better, and many would no longer be in a cache.
-_MOST_IMAGES = 16
-_CACHED = 4 << 20
 # Programs kept, each for a number of images.
 _MOST_READY = 4
 
@@ -116,19 +113,13 @@ class Kernels:
         self._source, self._results = part.source, part.results
         given = part.given
         self._each = (given.channels, given.height, given.width)
-        self._most = given.images if part.fixed else self._fits()
         # What is wrong shows now, and the first run does not compile.
-        self._ready = OrderedDict([(given.images, self._prepare(given.images))])
-
-    def _fits(self) -> int:
-        """Images that are run at a time: a power of two."""
-        lowered = self._part.lowered
-        tensors = lowered.tensors
-        most = max(
-            sum(tensors[name].nbytes for name in {*step.reads, step.target})
-            for step in lowered.steps
+        first = self._prepare(given.images)
+        self._ready = OrderedDict([(given.images, first)])
+        lowered = part.lowered
+        self._most = (
+            given.images if part.fixed else together(lowered.steps, lowered.tensors, first.program)
         )
-        return 1 << (max(1, min(_MOST_IMAGES, _CACHED // most)).bit_length() - 1)
 
     def reset(self) -> None:
         """A child that was forked goes on with all of it."""

@@ -90,7 +90,7 @@ def test_times_add_up() -> None:
 
 
 def test_a_batch_in_pieces_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moon.runtime.sparse.machine._MOST_IMAGES", 2)
+    monkeypatch.setattr("moon.runtime.sparse.pieces.MOST", 2)
     whole, pieces = Graph(1, 6, 6), 5
     whole.conv("x", 4, 1)
     found = profile(whole, images=pieces)
