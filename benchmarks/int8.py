@@ -15,6 +15,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -112,7 +113,7 @@ def main() -> None:
 
 def _runs(made: Mapping[str, ModelProto], size: int) -> dict[str, Run]:
     image = np.random.default_rng(1).standard_normal((1, 3, size, size)).astype(np.float32)
-    wide, narrow = made["compact fp32"].SerializeToString(), made["compact int8"].SerializeToString()
+    wide, narrow = (made[f"compact {kind}"].SerializeToString() for kind in ("fp32", "int8"))
     sessions = {
         "ONNX Runtime fp32": open_session(wide),
         "ONNX Runtime int8": open_session(narrow),
@@ -130,8 +131,7 @@ def _runs(made: Mapping[str, ModelProto], size: int) -> dict[str, Run]:
 def _flags() -> str:
     """Whether the CPU multiplies int8 in one instruction."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            text = file.read()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return "CPU flags unknown"
     return "with VNNI" if "vnni" in text else "without VNNI"

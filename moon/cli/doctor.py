@@ -36,6 +36,9 @@ _PACKAGES = (
     ("scikit-learn", "train", "moon demo"),
     ("bentoml", "serve", "moon serve"),
     ("python-multipart", "serve", "moon serve"),
+    ("tensorrt-rtx-cu13", "trt-rtx", "engines for RTX GPUs, built on any machine"),
+    ("tensorrt", "trt", "engines for any NVIDIA GPU, built on it"),
+    ("zstandard", "trt-rtx", "engines stored compressed"),
 )
 
 
@@ -62,6 +65,10 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
         reason = " ".join(part for part in (state["reason"], state["install"]) if part)
         backends.add_row(name, verdict, escape(reason))
     console.print(backends)
+    if found["tensorrt"]["gpus"]:
+        console.print()
+    for gpu in found["tensorrt"]["gpus"]:
+        console.print(f"{gpu['name']}: {gpu['fits']}", soft_wrap=True, markup=False)
     if found["missing_extras"]:
         console.print()
     for extra in found["missing_extras"]:
@@ -95,7 +102,27 @@ def diagnose() -> dict[str, Any]:
         },
         "packages": packages,
         "backends": states,
+        "tensorrt": _tensorrt(),
         "missing_extras": _missing(packages),
+    }
+
+
+def _tensorrt() -> dict[str, Any]:
+    """Versions of both packages, null where missing, and which of them each GPU here needs."""
+    from moon.runtime.trt.gpu import gpus
+    from moon.runtime.trt.package import PACKAGES, fitting, installed, which_fits
+
+    return {
+        "packages": {name: installed(name) for name in PACKAGES},
+        "gpus": [
+            {
+                "name": gpu.name,
+                "target": f"sm_{gpu.sm}",
+                "packages": list(fitting(gpu.sm)),
+                "fits": which_fits([gpu.sm]),
+            }
+            for gpu in gpus()
+        ],
     }
 
 
@@ -116,6 +143,12 @@ def _missing(packages: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _version(package: str) -> str | None:
+    module = {"tensorrt": "tensorrt", "tensorrt-rtx-cu13": "tensorrt_rtx"}.get(package)
+    if module is not None:  # either comes under several names, and on a Jetson without pip
+        from moon.runtime.trt.package import installed
+
+        version = installed(module)  # type: ignore[arg-type]
+        return "unknown" if version == "" else version
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

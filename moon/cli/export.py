@@ -4,19 +4,34 @@ from __future__ import annotations
 
 __all__ = ["Precision", "Values", "Weights", "export"]
 
-import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from moon.cli.console import output, print_json, working
+from moon.cli.engine_build import (
+    EngineOptions,
+    LayerPrecision,
+    TrtBatch,
+    TrtCompress,
+    TrtPackage,
+    TrtPrecision,
+    TrtTarget,
+    add_to_bundle,
+    engine_lines,
+    request,
+)
 from moon.cli.facts import bundle_facts, bytes_line, classes_line
-from moon.cli.options import AsJson, Debug, not_yet
+from moon.cli.foreign import describe
+from moon.cli.options import AsJson, Debug
 from moon.cli.text import gate_line, pairs, percent
-from moon.errors import DataError, UsageError
+from moon.errors import UsageError
+
+if TYPE_CHECKING:
+    from moon.bundle import Bundle
 
 
 class Weights(str, Enum):
@@ -37,11 +52,17 @@ class Precision(str, Enum):
 
 
 def export(
+    context: typer.Context,
     model: Annotated[
         Path,
-        typer.Argument(metavar="RUN|MODEL.onnx", help="A folder of moon train, or an ONNX file."),
+        typer.Argument(
+            metavar="RUN|MODEL.onnx|BUNDLE",
+            help="A folder of moon train, an ONNX file, or with --trt a bundle.",
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="The folder to write.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="BUNDLE", help="The folder to write.")
+    ] = None,
     weights: Annotated[
         Weights, typer.Option("--weights", help="How the file stores sparse weights.")
     ] = Weights.compact,
@@ -124,14 +145,13 @@ def export(
         ),
     ] = None,
     trt: Annotated[
-        bool, typer.Option("--trt", help="A TensorRT engine too; not in this version.")
+        bool, typer.Option("--trt", help="A TensorRT engine too; BUNDLE: into the bundle itself.")
     ] = False,
-    trt_target: Annotated[
-        list[str],
-        typer.Option(
-            "--trt-target", metavar="sm_86", help="For --trt; repeatable. Not in this version."
-        ),
-    ] = [],  # noqa: B006
+    trt_target: TrtTarget = [],  # noqa: B006
+    trt_batch: TrtBatch = "1,1,32",
+    trt_precision: TrtPrecision = LayerPrecision.fp16,
+    trt_package: TrtPackage = None,
+    trt_compress: TrtCompress = False,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -140,10 +160,21 @@ def export(
 
     RUN: a folder written by moon train. MODEL.onnx: your own classifier, [N, C, H, W]
     float32 to logits; --classes, --mean and --std describe it, and without --data it is left
-    uncalibrated.
+    uncalibrated. BUNDLE --trt: put a TensorRT engine into a bundle, on the machine it is for or,
+    for RTX GPUs, on any.
     """
-    if trt or trt_target:
-        raise not_yet("--trt", "Export without it; the bundle runs on ONNX Runtime")
+    given = _given(context)
+    engine = request(
+        EngineOptions(
+            wanted=trt,
+            target=trt_target,
+            batch=trt_batch,
+            precision=trt_precision,
+            package=trt_package,
+            compress=trt_compress,
+        ),
+        given,
+    )
     settings: dict[str, Any] = {
         "weights": weights.value,
         "values": values.value,
@@ -161,26 +192,45 @@ def export(
     }
     foreign = {"--classes": classes, "--mean": mean, "--std": std, "--unknown-index": unknown_index}
     with working("Loading") as progress:
-        if model.suffix.lower() == ".onnx" or model.is_file():
-            from moon.export.foreign import from_onnx
-
-            described = _describe(foreign)
-            bundle = from_onnx(model, out, progress=progress, **described, **settings)
+        if (model / "manifest.json").is_file():
+            bundle = add_to_bundle(model, engine, given, data=data, progress=progress)
         else:
-            given = [option for option, value in foreign.items() if value is not None]
-            if given:
-                raise UsageError(
-                    f"{given[0]} describes a MODEL.onnx, but {model} is not one",
-                    remedy="Leave it out: a run knows its own classes and preprocessing",
-                )
-            from moon.export.to_bundle import to_bundle
-
-            bundle = to_bundle(model, out, progress=progress, **settings)
+            settings |= {"trt": engine or False, "progress": progress}
+            bundle = _export(model, _required(out), foreign, settings)
     facts = bundle_facts(bundle)
     if as_json:
         print_json(facts)
     else:
         _show(facts, bundle.gate())
+
+
+def _export(model: Path, out: Path, foreign: dict[str, Any], settings: dict[str, Any]) -> Bundle:
+    """A run or an ONNX file as a bundle."""
+    if model.suffix.lower() == ".onnx" or model.is_file():
+        from moon.export.foreign import from_onnx
+
+        return from_onnx(model, out, **describe(foreign), **settings)
+    given = [option for option, value in foreign.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{given[0]} describes a MODEL.onnx, but {model} is not one",
+            remedy="Leave it out: a run knows its own classes and preprocessing",
+        )
+    from moon.export.to_bundle import to_bundle
+
+    return to_bundle(model, out, **settings)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the parameters that were typed."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _required(out: Path | None) -> Path:
+    if out is None:
+        raise UsageError("Missing option --out", remedy="Name the folder to write: --out BUNDLE")
+    return out
 
 
 def _settings(given: list[str]) -> dict[str, dict[str, Any]]:
@@ -208,65 +258,6 @@ def _value(text: str) -> bool | int | float | str:
     return text
 
 
-def _describe(foreign: dict[str, Any]) -> dict[str, Any]:
-    for option in ("--classes", "--mean", "--std"):
-        if foreign[option] is None:
-            raise UsageError(
-                f"a MODEL.onnx needs {option}",
-                remedy="Give --classes FILE, --mean and --std as the model was trained with",
-            )
-    return {
-        "classes": _classes(foreign["--classes"]),
-        "mean": _numbers("--mean", foreign["--mean"]),
-        "std": _numbers("--std", foreign["--std"]),
-        "unknown_index": _index(foreign["--unknown-index"]),
-    }
-
-
-def _classes(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"could not read the classes in {path}: {error}", remedy="Give a UTF-8 text file"
-        ) from error
-    if text.lstrip().startswith("["):
-        try:
-            names = json.loads(text)
-        except ValueError as error:
-            raise DataError(
-                f"{path} is not JSON: {error}", remedy="Give a list of names"
-            ) from error
-        if not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path} does not hold a list of names", remedy="Give texts only")
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not names:
-        raise DataError(f"{path} names no classes", remedy="Write one class name a line")
-    return list(names)
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.replace(",", " ").split())
-    except ValueError:
-        raise UsageError(
-            f"{option} {text!r} is not a list of numbers", remedy=f"Write {option} 0.5,0.5,0.5"
-        ) from None
-
-
-def _index(text: str | None) -> int | None:
-    if text is None or text.lower() == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(
-            f"--unknown-index {text!r} is neither a whole number nor none",
-            remedy="Give the position of the unknown logit, from 0, or none",
-        ) from None
-
-
 def _show(facts: dict[str, Any], gate: Any) -> None:
     table = pairs()
     table.add_row("Bundle", escape(facts["path"]))
@@ -280,6 +271,9 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     table.add_row("Gate", gate_line(gate))
     if (measured := facts["provenance"]["export"]["parity"].get("int8")) is not None:
         table.add_row("int8", _int8_line(measured))
+    for engine in facts["engines"]:
+        for title, line in zip(("Engine", "", ""), engine_lines(engine), strict=False):
+            table.add_row(title, escape(line))
     output().print(table)
 
 

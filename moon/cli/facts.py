@@ -40,6 +40,7 @@ def bundle_facts(bundle: Any) -> dict[str, Any]:
     constants of scores. ``flops`` counts a multiply-add as 2, for one input.
     """
     from moon.runtime.sparse.stored import facts as stored_plans
+    from moon.runtime.trt.stored import facts as stored_engines
 
     manifest = bundle.manifest
     export = manifest.provenance.get("export", {})
@@ -66,6 +67,7 @@ def bundle_facts(bundle: Any) -> dict[str, Any]:
         "score_bytes": export.get("score_bytes", 0),
         "files": files,
         "plans": stored_plans(bundle),
+        "engines": stored_engines(bundle),
         "layers": rows,
         "gate": gate_facts(bundle.gate()),
         "provenance": dict(manifest.provenance),

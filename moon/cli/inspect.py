@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moon.cli.bytes_view import SORTS, bytes_facts, show_bytes
 from moon.cli.classes import show_classes
 from moon.cli.console import output, print_json, working
+from moon.cli.engine_build import engine_lines
 from moon.cli.engine_view import engine_facts, show_engine
 from moon.cli.facts import (
     bundle_facts,
@@ -34,7 +36,7 @@ def inspect(
         Path,
         typer.Argument(
             metavar="BUNDLE|RUN|MODEL.onnx",
-            help="A bundle, or a training run; with --engine or --gpu a bundle or an ONNX file.",
+            help="A bundle or a training run; with a view below, a bundle or an ONNX file.",
         ),
     ],
     engine: Annotated[
@@ -57,27 +59,33 @@ def inspect(
             "--gpu", help="Say which layers a GPU's sparse kernels can run (2:4), and why."
         ),
     ] = False,
+    in_bytes: Annotated[
+        bool,
+        typer.Option("--bytes", help="Show in what form each layer is stored, and its bytes."),
+    ] = False,
+    sort: Annotated[
+        str,
+        typer.Option("--sort", metavar="ORDER", help=f"Order of --bytes: {', '.join(SORTS)}."),
+    ] = "graph",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show a bundle or a training run: layers, density, bytes, FLOPs, memory, gate."""
-    if engine and gpu:
-        raise UsageError("--engine and --gpu are two views", remedy="Ask for one at a time")
-    if gpu:
-        with working("Reading"):
-            facts = gpu_facts(path)
+    views = {"--engine": engine, "--gpu": gpu, "--bytes": in_bytes}
+    asked = [name for name, wanted in views.items() if wanted]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} are separate views", remedy="Ask for one")
+    if asked:
+        with working("Running" if engine else "Reading"):
+            if engine:
+                facts = engine_facts(path, threads=threads, batch=batch, isa=isa)
+            else:
+                facts = gpu_facts(path) if gpu else bytes_facts(path, sort)
+        show = show_engine if engine else show_gpu if gpu else show_bytes
         if as_json:
             print_json(facts)
         else:
-            show_gpu(output(), facts)
-        return
-    if engine:
-        with working("Running"):
-            facts = engine_facts(path, threads=threads, batch=batch, isa=isa)
-        if as_json:
-            print_json(facts)
-        else:
-            show_engine(output(), facts)
+            show(output(), facts)
         return
     with working("Reading"):
         if (path / "checkpoint.json").is_file():
@@ -115,6 +123,9 @@ def _show_head(console: Console, facts: dict[str, Any], gate: Any) -> None:
         table.add_row("model.onnx", bytes_line(facts))
         for plans in facts["plans"]:
             table.add_row("Plans", escape(plans_line(plans)))
+        for engine in facts["engines"]:
+            for title, line in zip(("Engine", "", ""), engine_lines(engine), strict=False):
+                table.add_row(title, escape(line))
     else:
         table.add_row("Recipe", f"sha256:{facts['recipe_sha256']}")
         table.add_row("Held out", escape(facts["validation"]["source"]))

@@ -29,6 +29,8 @@ from moon.export.ranges import RangeImages
 from moon.export.record import Description, manifest_fields
 from moon.export.samples import Half, golden_images, outputs
 from moon.export.score_errors import ScoreError
+from moon.export.trt.engine import add_engine
+from moon.export.trt.request import EngineRequest, choose
 from moon.progress import Progress, silent
 from moon.runtime.calibrate import calibrate
 
@@ -47,6 +49,7 @@ def assemble(
     trained_on: TrainingSketch | None = None,
     reject: float = 0.05,
     force: bool = False,
+    engine: EngineRequest | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Build the graph, write the bundle aside, calibrate it, then put it at ``out``.
@@ -58,15 +61,19 @@ def assemble(
         fit_limit: fit to a random choice of so many of them.
         trained_on: fingerprints of the training images; default those of ``training``, if given.
         reject: share of in-distribution images that may be rejected.
+        engine: a TensorRT engine to build as well; without it there is no bundle either.
 
     Raises:
         UsageError: ``out`` exists, or an option is wrong.
-        ExportError, ParityError: the model cannot be exported faithfully.
+        ExportError, ParityError: the model cannot be exported faithfully, or the engine not built.
+        MissingExtraError, BackendError: the engine cannot be built here; raised before the work.
         CalibrationError: too few images for ``reject``; names the smallest number.
     """
     check_free(out, force)
     if source is not None and not len(source):
         raise UsageError(f"{source.spec} holds no images")
+    if engine is not None:
+        choose(engine)
     progress(0, 2, "exporting")
     ranges = RangeImages.choose(training, source) if options.precision == "int8" else None
     body = round_values(classifier.body, options.stored)
@@ -98,6 +105,8 @@ def assemble(
         if half is not None and gate is not None:
             report["fp16"] = half.check(options.score, gate.threshold)
             fields = manifest_fields(classifier, description, options, built, report, fitting)
+        if engine is not None:
+            bundle, _ = add_engine(bundle, engine, images=source, progress=progress)
         bundle = _move(bundle, fields, out, force)
     progress(2, 2, "exporting")
     return bundle

@@ -174,7 +174,8 @@ def build(
     plain = Session(classifier.body)
     check_batches(plain, images, wanted)
     logits = plain.run_batches("input", images)["logits"]
-    report: dict[str, Any] = {"traced": require(wanted, logits, "fp32", "the traced graph").to_json()}
+    traced = require(wanted, logits, "fp32", "the traced graph")
+    report: dict[str, Any] = {"traced": traced.to_json()}
 
     dense = _with_head(classifier.body, classifier, options, fitted)
     check_onnx(dense)

@@ -22,6 +22,7 @@ from moon.export.intake import Foreign, read_foreign
 from moon.export.pack import Precision, Values, Weights
 from moon.export.record import Description
 from moon.export.session import Session
+from moon.export.trt.request import EngineRequest, wanted
 from moon.files import sha256_file
 from moon.progress import Progress, silent
 
@@ -43,6 +44,7 @@ def from_onnx(
     name: str | None = None,
     reject: float = 0.05,
     force: bool = False,
+    trt: EngineRequest | bool = False,
     weights: Weights = "compact",
     values: Values = "fp32",
     precision: Precision = "fp32",
@@ -73,6 +75,7 @@ def from_onnx(
         name: of the model; default the file's.
         reject: share of in-distribution images that may be rejected.
         force: replace a bundle that is there.
+        trt: a TensorRT engine too: which, or True for fp16 on the GPU at hand.
         fit: the images the model was trained on, for scores that are fitted to them.
         fit_limit: fit to a random choice of so many of these images; None for all.
         weights, values, precision, max_change, score, carry, settings, p_values, input_dtype,
@@ -117,6 +120,7 @@ def from_onnx(
         fit_limit=fit_limit,
         reject=reject,
         force=force,
+        engine=wanted(trt),
         progress=progress,
     )
 

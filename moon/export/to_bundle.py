@@ -23,6 +23,7 @@ from moon.export.foreign import from_onnx
 from moon.export.pack import Precision, Values, Weights
 from moon.export.record import Description
 from moon.export.trace import trace
+from moon.export.trt.request import EngineRequest, wanted
 from moon.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def to_bundle(
     name: str | None = None,
     reject: float = 0.05,
     force: bool = False,
-    trt: bool = False,
+    trt: EngineRequest | bool = False,
     weights: Weights = "compact",
     values: Values = "fp32",
     precision: Precision = "fp32",
@@ -66,7 +67,7 @@ def to_bundle(
         name: of the model; default the recipe's.
         reject: share of in-distribution images that may be rejected.
         force: replace a bundle that is there.
-        trt: a TensorRT engine too; not in this version, so refused.
+        trt: a TensorRT engine too: which, or True for fp16 on the GPU at hand.
         fit: the images the model was trained on, for scores that are fitted to them; default
             the run's training images.
         fit_limit: fit to a random choice of so many of these images; None for all.
@@ -74,15 +75,11 @@ def to_bundle(
             features: see `Options`.
 
     Raises:
-        UsageError: ``out`` exists, an option is wrong, or ``trt``.
+        UsageError: ``out`` exists, or an option is wrong.
         DataError: the recorded validation images are gone or have changed.
         ExportError, ParityError: the model cannot be exported faithfully.
         CalibrationError: too few images for ``reject``; names the smallest number.
     """
-    if trt:
-        raise UsageError(
-            "TensorRT engines cannot be built yet", remedy="Export without them; the ONNX file runs"
-        )
     check_free(out, force)
     options = Options(
         weights=weights,
@@ -127,6 +124,7 @@ def to_bundle(
         trained_on=_trained_on(checkpoint),
         reject=reject,
         force=force,
+        engine=wanted(trt),
         progress=progress,
     )
 

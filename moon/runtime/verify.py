@@ -14,6 +14,7 @@ from moon.bundle import Bundle, Golden
 from moon.errors import BackendError, BundleError
 from moon.gate import Gate
 from moon.runtime.backend import backends, open_backend
+from moon.runtime.trt.check import check_engines
 from moon.threshold import accepts, as_float32
 
 __all__ = ["Check", "Parity", "golden_bars", "golden_outputs", "parity", "tolerance", "verify"]
@@ -73,7 +74,8 @@ def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
         bundle: the bundle, which is read again from its folder, or that folder.
 
     Returns:
-        A check for the files, one for the gate, and one for each backend that can run here.
+        A check for the files, one for the gate, one for each backend that can run here, and one
+        for each TensorRT engine in the bundle.
         A bundle that cannot be opened gives the first alone, not ok.
     """
     path = bundle.path if isinstance(bundle, Bundle) else bundle
@@ -86,6 +88,7 @@ def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
     for name, available in backends().items():
         if available.ok and name != "fake":  # it makes its outputs up
             checks.append(_golden(opened, name))
+    checks.extend(Check(*found) for found in check_engines(opened))
     return checks
 
 

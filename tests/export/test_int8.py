@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -26,7 +26,7 @@ from moon.export.session import Session
 from moon.export.trt.int8 import signed
 from moon.runtime import Predictor
 from moon.runtime.calibrate import calibrate
-from moon.runtime.unpack import dense_model, weights
+from moon.runtime.unpack import weights
 from moon.runtime.verify import verify
 from tests.export.conftest import PREPROCESS, TEST, TRAIN, from_digits
 
@@ -51,11 +51,7 @@ def bundle(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundl
 
 def unchanged(model: ModelProto, images: Floats) -> Floats:
     """Logits, node by node as the graph says."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return session.run(["logits"], {"input": images})[0]
+    return Session(model, optimise=False).run({"input": images})["logits"]
 
 
 def residual() -> ModelProto:
@@ -124,26 +120,32 @@ def test_tensorrts_form_gives_the_same_numbers(images: Floats) -> None:
     assert signed(turned) is turned
 
 
-def test_tensorrt_builds_it_strongly_typed(int8: ModelProto) -> None:
+def test_tensorrt_builds_an_int8_engine(bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
-    from moon.export.trt.builder import build
-    from moon.runtime.trt.api import load
-    from moon.runtime.trt.sidecar import Profile
+    from moon.export.trt.engine import add_engine
+    from moon.export.trt.request import EngineRequest
 
-    packed = pack(signed(int8)).SerializeToString()
-    dense = dense_model(packed)
-    assert sum(w.dtype == np.int8 for w in weights(packed).values()) == 3
-    profile = Profile(min=1, opt=1, max=4)
-    engine = build(load("tensorrt_rtx"), dense, profile=profile, targets=(86,), sparse=False)
-    assert len(engine.data) > 1000
-    with pytest.raises(ExportError):  # around 128 is not for it
-        build(load("tensorrt_rtx"), dense_model(int8.SerializeToString()), profile=profile,
-              targets=(86,), sparse=False)  # fmt: skip
+    copy = Bundle.open(shutil.copytree(bundle.path, tmp_path / "b"))
+    made, record = add_engine(copy, EngineRequest(targets=(86,)), images=open_source(TEST))
+    assert record.precision == "int8" and record.file.endswith("sm_86-int8.engine")
+    assert (made.path / record.file).stat().st_size > 1000
+    assert record.parity["max_abs"] == 0 and record.parity["gate_agreement"] == 1
+
+
+def test_an_int8_engine_needs_an_int8_bundle(digits_onnx: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13")
+    from moon.export.trt.engine import add_engine
+    from moon.export.trt.request import EngineRequest
+
+    wide = from_digits(digits_onnx, tmp_path / "b")
+    with pytest.raises(UsageError, match="Export it with --precision int8"):
+        add_engine(wide, EngineRequest(targets=(86,), precision="int8"))
 
 
 def test_packing_is_exact_and_smaller(int8: ModelProto, body: ModelProto, images: Floats) -> None:
     packed = pack(int8)
     check_packed(packed, int8)
+    assert sum(w.dtype == np.int8 for w in weights(packed.SerializeToString()).values()) == 3
     assert packed.ByteSize() < pack(body, values="fp16").ByteSize()
     a, b = (Session(m).run({"input": images})["logits"] for m in (int8, packed))
     assert np.array_equal(a, b)

@@ -10,9 +10,17 @@ from moon.runtime.trt.gpu import Gpu, compute_capability, first_gpu
 from moon.runtime.trt.package import PACKAGES, RTX_TARGETS, Name, fitting, installed, which_fits
 from moon.runtime.trt.sidecar import Profile
 
-__all__ = ["Choice", "EngineRequest", "Precision", "choose", "read_profile", "read_targets"]
+__all__ = [
+    "Choice",
+    "EngineRequest",
+    "Precision",
+    "choose",
+    "read_profile",
+    "read_targets",
+    "wanted",
+]
 
-Precision = Literal["fp16", "fp32"]
+Precision = Literal["fp16", "fp32", "int8"]
 _PROFILE = Profile(min=1, opt=1, max=32)
 
 
@@ -23,7 +31,8 @@ class EngineRequest:
     Args:
         targets: compute capabilities, as 86; empty for the GPU at hand.
         package: ``tensorrt`` or ``tensorrt_rtx``; None for the one that fits and is installed.
-        precision: of the layers; the last one and the score head are always fp32.
+        precision: of the layers; the last one and the score head are always fp32. An int8 bundle
+            has int8 engines whatever is asked for.
         profile: numbers of images together: least, what it is to be fastest for, most.
         compress: store the engine with zstd.
 
@@ -90,6 +99,11 @@ def choose(request: EngineRequest) -> Choice:
             )
         targets = (here.sm,)
     names = [request.package] if request.package else _serving(targets)
+    if names == ["tensorrt"] and len(targets) > 1:
+        raise UsageError(
+            f"TensorRT builds for one GPU at a time, and asked for are {_spelled(targets)}",
+            remedy="Run moon export BUNDLE --trt on each machine",
+        )
     for name in names:
         _check_fits(name, targets)
     have = [name for name in names if installed(name) is not None]
@@ -105,6 +119,11 @@ def choose(request: EngineRequest) -> Choice:
         )
     package = PACKAGES[request.package]
     raise MissingExtraError(package.name, package.extra, f"an engine of {package.title}")
+
+
+def wanted(trt: EngineRequest | bool) -> EngineRequest | None:
+    """The request itself, the default one for True, None for False."""
+    return (EngineRequest() if trt else None) if isinstance(trt, bool) else trt
 
 
 def read_targets(texts: list[str]) -> tuple[int, ...]:

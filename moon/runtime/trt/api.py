@@ -112,7 +112,7 @@ class Api:
     def check(self, engine: bytes, runtime: Any | None = None) -> Validity:
         """What can be said of an engine without loading it.
 
-        ``tensorrt`` 10.3 has no such question; then nothing is known against it.
+        ``tensorrt`` has no such question; then nothing is known against it.
 
         Args:
             engine: the file, or at least its header.

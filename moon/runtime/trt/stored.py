@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moon.calibrated import model_hash
-from moon.errors import BundleError, MissingExtraError
+from moon.errors import BundleError
 from moon.files import sha256_bytes
 from moon.runtime.trt.api import numbers
 from moon.runtime.trt.package import Name
 from moon.runtime.trt.sidecar import EngineRecord, is_record, record_name
+from moon.zstd import compress, decompress
 
 if TYPE_CHECKING:
     from moon.bundle import Bundle
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Found", "Wanted", "engine_bytes", "facts", "find", "records", "store"]
 
 _AGAIN = "Build the engine again: moon export BUNDLE --trt"
-_ZSTD_LEVEL = 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def engine_bytes(bundle: Bundle, record: EngineRecord) -> bytes:
     """
     data = bundle.file(record.file)
     if record.compression == "zstd":
-        data = _decompressed(data, record)
+        data = decompress(data, size=record.size, name=record.file)
     if len(data) != record.size or sha256_bytes(data) != record.sha256:
         raise BundleError(
             f"{record.file} is not the engine that its record names: "
@@ -158,7 +158,7 @@ def store(bundle: Bundle, record: EngineRecord, engine: bytes) -> Bundle:
             remedy=_AGAIN,
         )
     name = record_name(record.file)
-    data = _compressed(engine) if record.compression == "zstd" else engine
+    data = compress(engine) if record.compression == "zstd" else engine
     stem = name.removesuffix(".json")
     other = [one for one in (f"{stem}.engine", f"{stem}.engine.zst") if one != record.file]
     files = {record.file: data, name: record.to_bytes()}
@@ -183,29 +183,3 @@ def facts(bundle: Bundle) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise MissingExtraError("zstandard", "trt", "a compressed engine") from error
-    return zstandard
-
-
-def _compressed(data: bytes) -> bytes:
-    compressed: bytes = _zstandard().ZstdCompressor(level=_ZSTD_LEVEL).compress(data)
-    return compressed
-
-
-def _decompressed(data: bytes, record: EngineRecord) -> bytes:
-    zstandard = _zstandard()
-    try:
-        # Never more than the record says, however much the file would give.
-        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-            plain: bytes = reader.read(record.size + 1)
-    except (zstandard.ZstdError, MemoryError, OverflowError) as error:
-        raise BundleError(
-            f"{record.file} cannot be decompressed: {error}", remedy=_AGAIN
-        ) from error
-    return plain

@@ -1,0 +1,49 @@
+"""moon inspect --bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moon.export.pack import pack
+from tests.cli.conftest import Moon
+from tests.export.test_pack import network
+
+
+def test_bytes_of_a_bundle(moon: Moon, exported: Path) -> None:
+    found = moon("inspect", exported, "--bytes", "--json").json
+    facts = moon("inspect", exported, "--json").json
+    assert found["kind"] == "bytes" and found["file_bytes"] == facts["model_bytes"]
+    parts = found["layer_bytes"] + found["rest_bytes"] + found["score_bytes"]
+    assert parts == found["file_bytes"]
+    assert found["dense_bytes"] == pytest.approx(facts["dense_bytes"], rel=0.1)
+    assert {one["name"]: one["nonzeros"] for one in found["layers"]} == {
+        one["name"]: one["nonzeros"] for one in facts["layers"]
+    }
+    assert {"deltas", "bitmask"} & {one["form"] for one in found["layers"]}
+    text = moon("inspect", exported, "--bytes").out
+    assert "biases, operators, names" in text and "bitmask" in text
+
+
+def test_layers_in_the_order_asked_for(moon: Moon, tmp_path: Path) -> None:
+    path = tmp_path / "[m].onnx"
+    path.write_bytes(pack(network(), values="fp16").SerializeToString())
+
+    def order(*words: str) -> list[str]:
+        found = moon("inspect", path, "--bytes", "--json", *words).json["layers"]
+        return [one["name"] for one in found]
+
+    assert order() == ["stem", "gaps", "mask", "none", "fc"]
+    assert order("--sort", "file")[0] == "mask"
+    assert order("--sort", "dense")[:2] == ["mask", "none"]
+    assert order("--sort", "density")[0] == "stem" and order("--sort", "density")[-1] == "none"
+    assert order("--sort", "name") == ["fc", "gaps", "mask", "none", "stem"]
+    assert "[m].onnx" in moon("inspect", path, "--bytes").out
+
+
+def test_misuse(moon: Moon, exported: Path) -> None:
+    found = moon("inspect", exported, "--bytes", "--sort", "size")
+    assert found.code == 2 and "--sort 'size' is none of graph, file" in found.error
+    both = moon("inspect", exported, "--gpu", "--bytes")
+    assert both.code == 2 and "--gpu and --bytes are separate views" in both.error
