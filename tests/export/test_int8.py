@@ -17,13 +17,14 @@ from moon.data.source import open_source
 from moon.errors import CalibrationError, ExportError, ParityError, UsageError
 from moon.export.checks import check_packed
 from moon.export.classifier import classifier_nodes
-from moon.export.graph import array, copied, initializers, weight_names
+from moon.export.graph import array, copied, initializers, set_initializer, weight_names
 from moon.export.int8 import to_int8, without_cut_pairs
 from moon.export.int8_check import Int8Answers
 from moon.export.pack import pack
 from moon.export.ranges import RangeImages
 from moon.export.session import Session
 from moon.export.trt.int8 import signed
+from moon.export.trt.sparsity import lint
 from moon.runtime import Predictor
 from moon.runtime.calibrate import calibrate
 from moon.runtime.unpack import weights
@@ -149,6 +150,17 @@ def test_packing_is_exact_and_smaller(int8: ModelProto, body: ModelProto, images
     assert packed.ByteSize() < pack(body, values="fp16").ByteSize()
     a, b = (Session(m).run({"input": images})["logits"] for m in (int8, packed))
     assert np.array_equal(a, b)
+
+
+def test_the_2_4_rule_is_seen_through_int8() -> None:
+    model = residual()
+    kept = np.tile(np.array([1, 1, 0, 0]), 2).reshape(1, 8, 1, 1)
+    weight = array(initializers(model)["b"]) * kept.astype(np.float32)
+    set_initializer(model, "b", weight + (weight == 0) * kept.astype(np.float32))
+    x = np.random.default_rng(1).standard_normal((8, 2, 6, 6)).astype(np.float32)
+    for graph in (model, pack(signed(to_int8(model, [x])))):
+        found = {layer.weight: layer.eligible for layer in lint(graph.SerializeToString())}
+        assert found["b"] and not found["a"]
 
 
 def test_a_graph_without_layers_for_it_is_refused() -> None:
