@@ -5,6 +5,7 @@
     │   └── RecipeError                   an unknown key, a value out of range, an unknown recipe
     ├── DataError                         a source is missing, empty, unreadable or badly labelled
     │   └── ImageError                    one image: truncated, not an image, too large, wrong shape
+    │       └── TooManyPixelsError        so large that it is not decoded
     ├── TrainingError                     a run cannot start, continue or be resumed
     │   └── DivergedError                 the loss became NaN or infinite
     ├── ExportError                       a model cannot become a bundle
@@ -32,6 +33,7 @@ __all__ = [
     "MoonError",
     "ParityError",
     "RecipeError",
+    "TooManyPixelsError",
     "TrainingError",
     "UsageError",
 ]
@@ -75,6 +77,10 @@ class DataError(MoonError):
 
 
 class ImageError(DataError):
+    pass
+
+
+class TooManyPixelsError(ImageError):
     pass
 
 

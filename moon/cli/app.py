@@ -14,9 +14,11 @@ from moon.cli.bench import bench
 from moon.cli.calibrate import calibrate
 from moon.cli.demo import demo
 from moon.cli.doctor import doctor
+from moon.cli.drift import drift
 from moon.cli.eval import evaluate
 from moon.cli.export import export
 from moon.cli.inspect import inspect
+from moon.cli.monitor import monitor
 from moon.cli.options import Command, Commands
 from moon.cli.package import package
 from moon.cli.predict import predict
@@ -116,6 +118,18 @@ _add(
     score,
     "Decide a whole set of images into a Parquet file.",
     "moon score c10.moon 'images.npz#test' --out scores.parquet",
+)
+_add(
+    "drift",
+    drift,
+    "Test decided images for drift.",
+    "moon drift c10.moon monday.parquet tuesday.parquet",
+)
+_add(
+    "monitor",
+    monitor,
+    "Write a dashboard and alert rules for moon serve.",
+    "moon monitor --out monitoring",
 )
 _add(
     "sign",

@@ -29,7 +29,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from moon.errors import ImageError
+from moon.errors import ImageError, TooManyPixelsError
 
 __all__ = ["MAX_PIXELS", "decode"]
 
@@ -86,7 +86,8 @@ def decode(
         name: what to call the image in errors; by default its path, or "the image".
 
     Raises:
-        ImageError: missing, empty, truncated, damaged, too large or of another format.
+        ImageError: missing, empty, truncated, damaged, too large or of another format;
+            of these, TooManyPixelsError for one larger than ``max_pixels``.
     """
     if isinstance(item, Image.Image):
         return _decode_pillow(item, mode, max_pixels, name or "the image")
@@ -152,7 +153,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width}x{height})")
     if width * height > max_pixels:
-        raise ImageError(
+        raise TooManyPixelsError(
             f"{name} has {width}x{height} = {width * height:,} pixels, "
             f"more than the limit of {max_pixels:,}",
             remedy="Make it smaller",

@@ -50,7 +50,10 @@ class Backend(Protocol):
         """
 
     def info(self) -> dict[str, Any]:
-        """``name``, ``version``, ``provider``, ``precision`` and ``threads``."""
+        """``name``, ``version``, ``provider``, ``precision`` and ``threads``.
+
+        Also ``largest_batch``, where it takes only so many images at once.
+        """
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from moon.data.preprocess import ImageLike
 from moon.errors import BundleError, ImageError, UsageError
 from moon.gate import Decision, Gate, explain
 from moon.runtime.backend import DEFAULT, Backend, open_backend
+from moon.runtime.close import close_calls, decide_alone
 from moon.scores import ebo, known_probabilities, unknown_probability
 from moon.threshold import accepts, as_float32
 
@@ -45,6 +46,7 @@ class Predictor:
         self.bundle, self.backend = bundle, backend
         self._gate: Gate | None = bundle.gate(backend.name)
         self.threshold = _threshold(bundle, self._gate, threshold)
+        self._overridden = threshold is not None
         self._by_class = None
         if threshold is None and self._gate is not None:
             self._by_class = self._gate.per_class
@@ -82,6 +84,11 @@ class Predictor:
         opened = open_backend(bundle, backend, threads=threads, warn=warn)
         return cls(bundle, opened, threshold)
 
+    @property
+    def gate(self) -> Gate | None:
+        """The calibrated gate that decides; None where a threshold was given instead."""
+        return None if self._overridden else self._gate
+
     def prepare(self, item: ImageLike) -> NDArray[np.uint8]:
         """The model's input pixels of one image, uint8 [H, W, C].
 
@@ -93,14 +100,26 @@ class Predictor:
     def raw(self, pixels_NHWC: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The graph's outputs by name for prepared pixels, uint8 [N, H, W, C].
 
-        ``accept`` follows this predictor's threshold.
+        ``accept`` follows this predictor's threshold. It and ``label`` are what each image
+        would get alone, whatever the batch; scores may differ by rounding
+        (:mod:`moon.runtime.close`).
         """
-        as_is = self.bundle.manifest.input.dtype == "uint8"
+        manifest = self.bundle.manifest
+        as_is = manifest.input.dtype == "uint8"
         batch: NDArray[Any] = (
             np.ascontiguousarray(pixels_NHWC)
             if as_is
             else self.bundle.preprocess.normalise(pixels_NHWC)
         )
+        outputs = self._run(batch)
+        if len(batch) < 2:
+            return outputs
+        bars = self._bars(outputs["label"])
+        index, precision = manifest.unknown_index, manifest.precision
+        rows = close_calls(outputs, bars, unknown_index=index, precision=precision)
+        return decide_alone(outputs, rows, lambda row: self._run(batch[row : row + 1]))
+
+    def _run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         if self._by_class is None:
             return self.backend.run(batch, self.threshold)
         outputs = self.backend.run(batch)
@@ -108,6 +127,12 @@ class Predictor:
             # The graph holds the default gate's thresholds, not this backend's own.
             outputs["accept"] = accepts(outputs["score"], self._bars(outputs["label"]))
         return outputs
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Most images the backend takes at once; None for any number."""
+        most = self.backend.info().get("largest_batch")
+        return None if most is None else int(most)
 
     def _bars(self, labels_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """What each score is compared with, [N]."""

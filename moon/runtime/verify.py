@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from moon.bundle import Bundle, Golden
 from moon.errors import BackendError, BundleError
@@ -17,7 +17,16 @@ from moon.runtime.backend import backends, open_backend
 from moon.runtime.trt.check import check_engines
 from moon.threshold import accepts, as_float32
 
-__all__ = ["Check", "Parity", "golden_bars", "golden_outputs", "parity", "tolerance", "verify"]
+__all__ = [
+    "Check",
+    "Parity",
+    "golden_bars",
+    "golden_outputs",
+    "parity",
+    "scaled_tolerance",
+    "tolerance",
+    "verify",
+]
 
 # Largest difference of a logit, for logits of up to about 10.
 _TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-1}
@@ -133,8 +142,12 @@ def parity(
 
 def tolerance(logits_NL: NDArray[Any], precision: str) -> float:
     """Largest difference allowed: 1e-4 in fp32, 2e-2 in fp16; in proportion for logits past 10."""
-    largest = float(np.abs(logits_NL).max(initial=0.0))
-    return _TOLERANCE[precision] * max(1.0, largest / _LARGE)
+    return float(scaled_tolerance(np.abs(logits_NL).max(initial=0.0), precision))
+
+
+def scaled_tolerance(largest: ArrayLike, precision: str) -> NDArray[np.float64]:
+    """The same by the largest logit, or by each image's own."""
+    return _TOLERANCE[precision] * np.maximum(1.0, np.asarray(largest, np.float64) / _LARGE)
 
 
 def _silent(message: str) -> None:

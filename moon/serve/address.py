@@ -8,7 +8,7 @@ import socket
 
 from moon.errors import MoonError, UsageError
 
-__all__ = ["bind", "is_loopback", "url_of"]
+__all__ = ["BACKLOG", "bind", "is_loopback", "url_of"]
 
 BACKLOG = 2048
 

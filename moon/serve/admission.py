@@ -7,21 +7,22 @@ refused at once, while refusing is still cheap, and told when to come back.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
+from moon.serve.limits import Limits
 from moon.serve.problem import Problem
-from moon.serve.settings import Limits
 
 __all__ = ["Admission", "Held"]
 
 
 @dataclass
 class Held:
-    """How many bytes of one request's body are in memory."""
+    """How many bytes of one request's body and images are in memory."""
 
     bytes: int = 0
 
@@ -48,18 +49,32 @@ class Admission:
         finally:
             self.requests -= 1
 
-    def check(self) -> None:
+    def check(self, expected_seconds: float = 0.0) -> None:
         """Refuse before reading a body that there is no place for.
+
+        Args:
+            expected_seconds: how long it would wait.
 
         Raises:
             Problem: 503.
         """
-        if self.requests >= self.limits.queue:
+        if self.requests >= self.limits.queue or expected_seconds > self.limits.wait_seconds:
+            raise self._overloaded(expected_seconds)
+
+    def hold(self, held: Held, size: int) -> None:
+        """Take memory for decoded images. Who holds all there is may have more.
+
+        Raises:
+            Problem: 503, there is none left.
+        """
+        if self.bytes > held.bytes and self.bytes + size > self.limits.buffered_bytes:
             raise self._overloaded()
+        held.bytes += size
+        self.bytes += size
 
     @contextmanager
     def memory(self) -> Iterator[Held]:
-        """Gives back, at the end, the bytes that `read` took."""
+        """Gives back, at the end, the bytes that `read` and `hold` took."""
         held = Held()
         try:
             yield held
@@ -107,7 +122,7 @@ class Admission:
         mebibytes = self.limits.body_bytes / 2**20
         return Problem(413, "too-large", f"The body is larger than {mebibytes:g} MiB.")
 
-    def _overloaded(self) -> Problem:
-        wait = str(self.limits.retry_seconds)
+    def _overloaded(self, expected_seconds: float = 0.0) -> Problem:
+        wait = str(max(self.limits.retry_seconds, math.ceil(expected_seconds)))
         detail = f"The server has too many requests in hand; try again in {wait} s."
         return Problem(503, "overloaded", detail, headers={"Retry-After": wait})

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
@@ -9,14 +13,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moon import __version__
 from moon.serve.admission import Admission
-from moon.serve.body import form_of
-from moon.serve.engine import Deadline, Engine
+from moon.serve.api_page import ApiPage
+from moon.serve.body import Encoded, Form, form_of, read_form
 from moon.serve.guard import Guard
+from moon.serve.intake import Intake
 from moon.serve.lifecycle import Lifecycle
 from moon.serve.metrics import CONTENT_TYPE, Metrics
-from moon.serve.problem import Problem
-from moon.serve.schema import answer, model_of, readable
+from moon.serve.models import Models
+from moon.serve.oip import OpenInference
+from moon.serve.openapi import openapi
+from moon.serve.page import page
+from moon.serve.schema import answer
 from moon.serve.settings import Settings
+from moon.serve.tracing import Tracing
+from moon.serve.watch import Watch
 
 __all__ = ["MoonApp"]
 
@@ -25,36 +35,49 @@ class MoonApp:
     """Answers HTTP from an engine.
 
     Args:
-        engine: reads and decides.
+        models: read and decide.
         settings: token and limits.
+        metrics: of the worker.
+        swagger: folder of Swagger UI's files; None leaves /docs out.
 
     Attributes:
         lifecycle: to be started and stopped by whoever runs the application.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.engine = engine
+    def __init__(
+        self, models: Models, settings: Settings, metrics: Metrics, swagger: Path | None = None
+    ) -> None:
+        self.models = models
         self.settings = settings
         self.lifecycle = Lifecycle()
-        self.metrics = Metrics()
+        self.metrics = metrics
+        self.tracing = Tracing.of_environment()
         self.admission = Admission(settings.limits)
-        self.model = model_of(engine.predictor.bundle.manifest)
+        self.intake = Intake(self.admission)
         routes = [
             Route("/", self.index),
             Route("/predict", self.predict, methods=["POST"]),
+            Route("/predict/{model}", self.predict, methods=["POST"]),
             Route("/livez", self.live),
             Route("/healthz", self.live),
             Route("/readyz", self.ready),
             Route("/metrics", self.prometheus),
+            Route("/ui", page),
+            *OpenInference(models, self.intake, self.lifecycle).routes,
+            *ApiPage(self._describe, swagger).routes,
         ]
-        self._app: ASGIApp = Guard(
+        guard = Guard(
             # A redirect to the path without its slash would repeat the client's Host header.
             Router(routes, redirect_slashes=False),
-            routes=frozenset(route.path for route in routes),
             token=settings.token,
             lifecycle=self.lifecycle,
             metrics=self.metrics,
         )
+        self._app: ASGIApp = Watch(guard, self.metrics, self.tracing)
+
+    def close(self) -> None:
+        """Send and let go of what was gathered."""
+        self.tracing.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Makes the router raise for a missing route or method, instead of answering itself.
@@ -64,17 +87,17 @@ class MoonApp:
     async def predict(self, request: Request) -> Response:
         """Decide the images of one request."""
         form = form_of(request.headers)
-        self.admission.check()
-        with self.admission.memory() as held:
-            body = await self.admission.read(request, held)
-            with self.admission.slot():
-                deadline = Deadline(self.settings.limits.answer_seconds)
-                items = await self.engine.read(form, body, deadline)
-                good = readable(items)
-                decisions = await self.engine.decide(good, deadline)
-        self.metrics.decided(decisions, unreadable=len(items) - len(good))
-        content = answer(request.state.request_id, self.model, items, decisions)
+        model = self.models.get(request.path_params.get("model"))
+        parse = partial(_parse, form, model.engine.limits.items)
+        taken = await self.intake.take(request, model.engine, parse, quick=form.kind == "raw")
+        items, decisions = taken.items, taken.decisions
+        model.figures.decided(decisions, unreadable=len(items) - len(decisions))
+        content = answer(request.state.request_id, model.facts, items, decisions)
         return Response(content, media_type="application/json")
+
+    def _describe(self) -> dict[str, Any]:
+        secured = self.settings.token is not None
+        return openapi(self.settings.limits, self.models.get(), secured=secured)
 
     async def index(self, request: Request) -> Response:
         """What this is and where to go on."""
@@ -82,11 +105,16 @@ class MoonApp:
             {
                 "service": "moon",
                 "version": __version__,
-                "model": self.model,
-                "predict": "POST /predict: image/*, multipart/form-data (image), "
-                'or JSON {"instances": [{"b64": "..."}]}',
+                "model": self.models.get().facts,
+                "models": [model.facts for model in self.models],
+                "predict": "POST /predict, or /predict/MODEL: image/*, multipart/form-data "
+                '(image), or JSON {"instances": [{"b64": "..."}]}',
+                "open_inference_protocol": "/v2",
                 "health": ["/livez", "/readyz", "/healthz"],
                 "metrics": "/metrics",
+                "openapi": "/openapi.json",
+                "docs": "/docs",
+                "page": "/ui",
             }
         )
 
@@ -96,11 +124,13 @@ class MoonApp:
 
     async def ready(self, request: Request) -> Response:
         """Requests are welcome; 503 while starting and while leaving."""
-        if self.lifecycle.accepting:
-            return PlainTextResponse("ready\n")
-        state = "is stopping" if self.lifecycle.draining else "is not ready yet"
-        raise Problem(503, "not-ready", f"The server {state}.", headers={"Retry-After": "1"})
+        self.lifecycle.check(self.models.working)
+        return PlainTextResponse("ready\n")
 
     async def prometheus(self, request: Request) -> Response:
         """Counters of all workers."""
         return Response(self.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _parse(form: Form, most: int, body: bytes) -> tuple[None, list[Encoded]]:
+    return None, read_form(form, body, most)

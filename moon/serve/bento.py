@@ -12,7 +12,7 @@ from moon.runtime.cores import usable_cores
 from moon.runtime.predictor import Predictor
 from moon.serve.run import read_token
 from moon.serve.service import build_service
-from moon.serve.settings import Settings
+from moon.serve.settings import Served, Settings
 
 if TYPE_CHECKING:
     import bentoml
@@ -46,10 +46,13 @@ def bento_service(
     if token is None:
         logger.warning("%s is not set, so no client will be let in", TOKEN_VARIABLE)
         token = secrets.token_hex(32)
+    predictor = Predictor.open(bundle, backend=backend, warn=logger.warning)
+    served = Served(predictor.bundle.manifest.name, os.fspath(bundle))
     settings = Settings(
-        bundle=os.fspath(bundle),
+        served=(served,),
+        reload=False,  # a bento does not change
         backend=backend,
         token=token,
         threads=max(1, min(_MOST_THREADS, usable_cores())),
     )
-    return build_service(Predictor.open(bundle, backend=backend, warn=logger.warning), settings)
+    return build_service({served.name: predictor}, settings)

@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 from starlette.datastructures import Headers
 
 from moon.errors import ImageError
 from moon.serve.multipart import read_multipart, read_options
 from moon.serve.problem import Problem
 
-__all__ = ["Encoded", "Form", "form_of", "read_form"]
+__all__ = ["Encoded", "Form", "form_of", "read_form", "refuse_pickle"]
 
 JSON_SHAPE = 'a JSON object {"instances": [{"b64": "..."}]}'
 ACCEPTED = f"image/*, multipart/form-data with files named image, or {JSON_SHAPE}"
@@ -46,11 +48,12 @@ class Encoded:
 
     Attributes:
         name: file name, index in the request, or None for a raw body.
-        data: bytes of an image file; the reason when even those could not be had.
+        data: bytes of an image file, or uint8 [H, W, C] pixels; the reason when even those
+            could not be had.
     """
 
     name: str | int | None
-    data: bytes | ImageError
+    data: bytes | npt.NDArray[np.uint8] | ImageError
 
 
 def form_of(headers: Headers) -> Form:
@@ -63,11 +66,8 @@ def form_of(headers: Headers) -> Form:
     declared = headers.getlist("content-type")
     if len(declared) != 1:
         raise _unsupported("exactly one Content-Type header is needed")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise _unsupported("compressed bodies are not read")
     # Before anything else: no later rule may let a spelling of it through.
-    if "pickle" in declared[0].lower():
-        raise _unsupported("pickled data are never read")
+    refuse_pickle(headers)
     kind, options = read_options(declared[0])
     if kind == "application/json":
         return Form("json")
@@ -80,6 +80,19 @@ def form_of(headers: Headers) -> Form:
     if not 1 <= len(boundary) <= 70:
         raise Problem(400, "malformed", "A multipart body needs a boundary of 1 to 70 characters.")
     return Form("multipart", boundary)
+
+
+def refuse_pickle(headers: Headers) -> None:
+    """Refuse what is never read, whatever the route.
+
+    Raises:
+        Problem: 415 for pickled data by any spelling, and for a compressed body.
+    """
+    if any("pickle" in declared.lower() for declared in headers.getlist("content-type")):
+        raise _unsupported("pickled data are never read")
+    encodings = headers.getlist("content-encoding")
+    if any(encoding.strip().lower() != "identity" for encoding in encodings):
+        raise _unsupported("compressed bodies are not read")
 
 
 def read_form(form: Form, body: bytes, most: int) -> list[Encoded]:

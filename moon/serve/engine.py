@@ -1,46 +1,35 @@
 """Engine: a Predictor behind an event loop, with everything slow on threads.
 
 Reading (parsing a body, decoding its images) and deciding are two steps: a bad image fails
-alone in the first and never reaches the second, which is the place to gather several
-requests' images into one batch.
+alone in the first and never reaches the second, where the images of several requests meet.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from moon.errors import ImageError
+from moon.errors import ImageError, TooManyPixelsError
 from moon.gate import Decision
 from moon.runtime.predictor import Predictor
-from moon.serve.body import Encoded, Form, read_form
-from moon.serve.problem import Problem
+from moon.serve.batcher import Batcher, batch_sizes
+from moon.serve.body import Encoded
+from moon.serve.deadline import Deadline
 from moon.serve.schema import Item
 from moon.serve.settings import Limits
+from moon.serve.trail import current
 
-__all__ = ["Deadline", "Engine"]
+__all__ = ["Engine"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """The time by which a request must be answered."""
-
-    seconds: float
-    start: float = field(default_factory=time.monotonic)
-
-    def check(self) -> None:
-        """Raises Problem 504 when the time is over."""
-        if time.monotonic() - self.start > self.seconds:
-            detail = f"No answer could be found within {self.seconds:g} s; send fewer images."
-            raise Problem(504, "timeout", detail)
 
 
 class Engine:
@@ -48,59 +37,125 @@ class Engine:
 
     Args:
         predictor: thread-safe.
-        threads: most requests read or decided at the same time.
+        threads: images decoded at the same time, and batches decided at the same time.
         limits: of one request.
+        on_batch: told how many images are decided at once.
     """
 
-    def __init__(self, predictor: Predictor, *, threads: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        threads: int,
+        limits: Limits,
+        on_batch: Callable[[int], None] = lambda images: None,
+    ) -> None:
         self.predictor = predictor
         self.limits = limits
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="moon")
+        self.threads = threads
+        most = min(limits.batch, predictor.largest_batch or limits.batch)
+        self.batcher = Batcher(
+            predictor.decide, sizes=batch_sizes(most), runners=threads, on_batch=on_batch
+        )
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="moon-read")
+        self._large = Lock()
 
     def warm_up(self) -> None:
-        """Make the first decision, which is slower than all others."""
-        shape = self.predictor.bundle.preprocess.shape
-        self.predictor.decide(np.zeros((1, *shape), np.uint8))
+        """Decide once in every size of batch: the first time is slower than all others."""
+        self.batcher.warm_up(self.shape)
 
-    async def read(self, form: Form, body: bytes, deadline: Deadline) -> list[Item]:
-        """The images of a body, decoded.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of the pixels that the model takes."""
+        return self.predictor.bundle.preprocess.shape
+
+    @property
+    def image_bytes(self) -> int:
+        """Memory that one decoded image takes until it is decided."""
+        return int(np.prod(self.shape))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a batch has been running for longer than any request may take."""
+        return self.batcher.busy_seconds > self.limits.answer_seconds
+
+    async def parse(self, work: Callable[[], T], deadline: Deadline) -> T:
+        """Run what reads a body on a thread.
 
         Raises:
-            Problem: the body as a whole is wrong, or the time is over.
+            Problem: 504, or whatever ``work`` raises.
         """
-        return await self._run(lambda: self._read(form, body, deadline))
+        return await deadline.within(self._on_thread(work))
+
+    async def decode(self, images: Sequence[Encoded], deadline: Deadline) -> list[Item]:
+        """The images decoded, each by itself, in order.
+
+        Raises:
+            Problem: 504.
+        """
+        current().enter("decode")
+        return await deadline.within(self._decode_all(images, deadline))
 
     async def decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
         """One decision for each item, all of which must have been read, in order.
 
         Raises:
-            Problem: the time is over.
+            Problem: 504.
         """
-        return await self._run(lambda: self._decide(items, deadline))
+        pixels = [item.pixels for item in items if item.pixels is not None]
+        trail = current()
+        trail.enter("queue")
+        decisions = await self.batcher.decide(
+            pixels, deadline, started=lambda: trail.enter("inference")
+        )
+        trail.enter(None)
+        return [
+            replace(decision, input=item.name)
+            for decision, item in zip(decisions, items, strict=True)
+        ]
 
     def close(self) -> None:
         """Let running work end, and take no more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.batcher.close()
 
-    async def _run(self, work: Callable[[], T]) -> T:
+    async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def _read(self, form: Form, body: bytes, deadline: Deadline) -> list[Item]:
-        encoded = read_form(form, body, self.limits.items)
-        return [self._decode(image, deadline) for image in encoded]
+    async def _decode_all(self, images: Sequence[Encoded], deadline: Deadline) -> list[Item]:
+        loop, found = asyncio.get_running_loop(), list[Item]()
+        # No more at once than there are threads, so that other requests get their turn.
+        running: deque[asyncio.Future[Item]] = deque()
+        try:
+            for image in images:
+                if len(running) == self.threads:
+                    found.append(await running.popleft())
+                    deadline.check()
+                running.append(loop.run_in_executor(self._pool, self._decode, image))
+            while running:
+                found.append(await running.popleft())
+        finally:
+            for one in running:
+                one.cancel()
+        return found
 
-    def _decode(self, image: Encoded, deadline: Deadline) -> Item:
-        deadline.check()
+    def _decode(self, image: Encoded) -> Item:
         if isinstance(image.data, ImageError):
             return Item(image.name, error=image.data)
         called = "the image" if image.name is None else f"image {image.name}"
-        preprocess, most = self.predictor.bundle.preprocess, self.limits.pixels
         try:
-            return Item(image.name, preprocess.pixels(image.data, max_pixels=most, name=called))
+            return Item(image.name, self._pixels(image.data, called))
         except ImageError as error:
             return Item(image.name, error=error)
 
-    def _decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
-        deadline.check()
-        pixels = np.stack([item.pixels for item in items if item.pixels is not None])
-        return self.predictor.decide(pixels, [item.name for item in items])
+    def _pixels(self, data: bytes | npt.NDArray[np.uint8], called: str) -> npt.NDArray[np.uint8]:
+        pixels = self.predictor.bundle.preprocess.pixels
+        light = min(self.limits.light_pixels, self.limits.pixels)
+        try:
+            return pixels(data, max_pixels=light, name=called)
+        except TooManyPixelsError:
+            if light == self.limits.pixels:
+                raise
+        # A file of 90 KB may take 200 MB decoded: one such at a time, whatever the threads.
+        with self._large:
+            return pixels(data, max_pixels=self.limits.pixels, name=called)

@@ -24,7 +24,9 @@ from moon.serve.problem import Problem, problem_response
 
 __all__ = ["OPEN_ROUTES", "Guard"]
 
-OPEN_ROUTES = frozenset({"/livez", "/readyz", "/healthz"})
+OPEN_ROUTES = frozenset(
+    {"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready", "/ui"}
+)
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -42,8 +44,8 @@ class Guard:
     """ASGI middleware around `app`.
 
     Args:
-        app: answers, or raises Problem or the router's HTTPException.
-        routes: its paths; any other is counted as one.
+        app: answers, or raises Problem or the router's HTTPException. What is counted is the
+            path of the route that it found, as in the table of routes.
         token: what ``Authorization: Bearer`` must carry, None for nothing.
     """
 
@@ -51,13 +53,11 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        routes: frozenset[str],
         token: str | None,
         lifecycle: Lifecycle,
         metrics: Metrics,
     ) -> None:
         self.app = app
-        self.routes = routes
         self.lifecycle = lifecycle
         self.metrics = metrics
         self._digest = None if token is None else _digest(token.encode())
@@ -81,8 +81,9 @@ class Guard:
 
         with self.metrics.in_flight.track_inprogress():
             await self._answer(scope, receive, decorated, headers, request_id)
-        route = scope["path"] if scope["path"] in self.routes else "other"
-        self.metrics.answered(route, status, time.perf_counter() - start)
+        route = scope.get("route")
+        path = "other" if route is None else route.path
+        self.metrics.answered(path, status, time.perf_counter() - start)
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, headers: Headers, request_id: str
@@ -98,18 +99,18 @@ class Guard:
             self._authorise(scope["path"], headers)
             await self.app(scope, receive, watched)
         except Problem as problem:
-            await problem_response(problem, request_id)(scope, receive, watched)
+            await problem_response(problem, request_id, scope["path"])(scope, receive, watched)
         except HTTPException as error:
             kind = "no-such-route" if error.status_code == 404 else "wrong-method"
             refusal = Problem(error.status_code, kind, _ROUTING[kind], headers=error.headers)
-            await problem_response(refusal, request_id)(scope, receive, watched)
+            await problem_response(refusal, request_id, scope["path"])(scope, receive, watched)
         except Exception:
             logger.exception("request %s failed", request_id)
             if started:
                 raise
             detail = "The server failed; its log names the cause beside this request's id."
             failure = Problem(500, "failure", detail)
-            await problem_response(failure, request_id)(scope, receive, watched)
+            await problem_response(failure, request_id, scope["path"])(scope, receive, watched)
 
     def _authorise(self, path: str, headers: Headers) -> None:
         if self._digest is None or path in OPEN_ROUTES:

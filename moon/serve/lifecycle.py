@@ -7,6 +7,8 @@ import os
 import signal
 from types import FrameType
 
+from moon.serve.problem import Problem
+
 __all__ = ["Lifecycle"]
 
 PARENT_CHECK_SECONDS = 1.0
@@ -48,10 +50,24 @@ class Lifecycle:
         if self._watch is not None:
             self._watch.cancel()
 
-    @property
-    def accepting(self) -> bool:
-        """What /readyz tells."""
-        return self.ready and not self.draining
+    def check(self, working: bool) -> None:
+        """What /readyz tells.
+
+        Args:
+            working: whether what answers requests does.
+
+        Raises:
+            Problem: 503 while starting, while leaving, and when nothing works.
+        """
+        if self.draining:
+            state = "is stopping"
+        elif not self.ready:
+            state = "is not ready yet"
+        elif not working:
+            state = "does not get on: a batch takes longer than any request may"
+        else:
+            return
+        raise Problem(503, "not-ready", f"The server {state}.", headers={"Retry-After": "1"})
 
 
 async def _outlive(parent: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 __all__ = ["Problem", "problem_response"]
 
@@ -40,8 +40,11 @@ class Problem(Exception):  # noqa: N818 - the noun RFC 9457 gives it
         self.extra = dict(extra or {})
 
 
-def problem_response(problem: Problem, request_id: str) -> Response:
-    """The answer that tells a problem."""
+def problem_response(problem: Problem, request_id: str, path: str = "/") -> Response:
+    """The answer that tells a problem of a request to a path."""
+    if path == "/v2" or path.startswith("/v2/"):
+        # The Open Inference Protocol has its own.
+        return JSONResponse({"error": problem.detail}, problem.status, problem.headers)
     content = {
         "type": f"urn:moon:problem:{problem.kind}",
         "title": HTTPStatus(problem.status).phrase,

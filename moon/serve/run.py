@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,20 @@ from moon.errors import MissingExtraError, MoonError, UsageError
 from moon.serve.address import bind, is_loopback, url_of
 
 if TYPE_CHECKING:
-    from moon.serve.settings import Settings
+    from moon.serve.settings import Served, Settings
 
 __all__ = ["read_token", "serve"]
 
 GRACE_VARIABLE = "MOON_SERVE_GRACE_SECONDS"
 SHORTEST_TOKEN = 16
-PACKAGES = ("bentoml", "starlette", "uvicorn", "python_multipart", "prometheus_client")
+PACKAGES = (
+    "bentoml", "starlette", "uvicorn", "python_multipart", "prometheus_client",
+    "opentelemetry.sdk",
+)  # fmt: skip
 
 
 def serve(
-    bundle: str | os.PathLike[str],
+    bundles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     host: str = "127.0.0.1",
     port: int = 3000,
     workers: int = 1,
@@ -34,24 +38,34 @@ def serve(
     threshold: float | None = None,
     *,
     backend: str = "onnxruntime",
+    key: str | os.PathLike[str] | None = None,
+    reload: bool = True,
+    log_format: str = "text",
+    log_requests: bool = False,
+    drift_state: str | os.PathLike[str] | None = None,
     announce: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve a bundle over HTTP until SIGTERM or ctrl-C, then return.
+    """Serve bundles over HTTP until SIGTERM or ctrl-C, then return.
 
     After SIGTERM, requests are still answered for 5 s (the environment variable
     MOON_SERVE_GRACE_SECONDS sets another time) while /readyz says 503; then the server
     stops listening and finishes what is in flight. Ctrl-C leaves that time out.
 
     Args:
-        bundle: path of the bundle.
+        bundles: paths, each plain or as NAME=PATH; the first answers where none is named.
         host: address or name to listen on.
         port: 0 takes any free one.
         workers: processes, each with a copy of the model.
         token_file: holds the token that clients must send; needed unless the host is a
             loopback address.
-        threshold: overrides the bundle's calibrated one, or stands in for it.
-        backend: what runs the model, see :data:`moon.runtime.backend.NAMES`.
+        threshold: overrides the calibrated one of a single bundle, or stands in for it.
+        backend: what runs the models, see :data:`moon.runtime.backend.NAMES`.
+        key: file of the public key that must have signed the bundles, also those to come.
+        reload: take up a bundle that was replaced on disk, when it was verified and warmed.
+        log_format: of stderr, ``text`` or ``json``.
+        log_requests: whether each request gets a line there.
+        drift_state: file that keeps the drift test across restarts; None starts it anew.
         announce: called once with the address, when requests are answered; by default
             prints a line.
         warn: called with anything the user should know; by default a line on stderr.
@@ -60,7 +74,8 @@ def serve(
         UsageError: no token, a bad token file, host, port or number of workers.
         BundleError: the bundle is missing or damaged, or not calibrated and no threshold.
         BackendError: the backend cannot run here.
-        MissingExtraError: the extra ``serve``, or that of the backend, is not installed.
+        MissingExtraError: an extra is not installed: ``serve``, the backend's, or ``otel``
+            for traces that are asked for.
         MoonError: the port is taken, or the workers cannot start.
     """
     _require_extra()
@@ -73,21 +88,45 @@ def serve(
             remedy="Pass --token-file FILE, or listen on --host 127.0.0.1",
         )
     warn = warn or _complain
-    with _temporary_environment(), closing(bind(host, port)) as listener:
-        name = _check_bundle(bundle, threshold, backend, warn)
-        address = url_of(listener)
-        say = announce or (lambda url: _say(f"Serving {name} at {url} (ctrl-C stops it)"))
-        _supervise(
-            listener,
-            workers,
-            _settings(os.fspath(bundle), threshold, token, workers, backend),
-            lambda: say(address),
+    listed = [bundles] if isinstance(bundles, str | os.PathLike) else list(bundles)
+    if threshold is not None and len(listed) > 1:
+        raise UsageError(
+            f"one threshold cannot be that of {len(listed)} models",
+            remedy="Leave --threshold out, and calibrate each",
         )
+    _check_watching(drift_state)
+    with _temporary_environment(), closing(bind(host, port)) as listener:
+        from moon.runtime.predictor import Predictor
+        from moon.serve.named import named_models
+
+        # Opened here only to fail early and with one line; each worker opens its own.
+        served = named_models(
+            listed,
+            lambda path: Predictor.open(
+                path, backend=backend, threshold=threshold, key=key, warn=warn
+            ),
+        )
+        settings = replace(
+            _settings(served, threshold, token, workers, backend),
+            key=None if key is None else str(Path(key).resolve()),
+            reload=reload,
+            log_format=log_format,
+            log_requests=log_requests,
+            drift_state=None if drift_state is None else str(Path(drift_state).resolve()),
+        )
+        address, names = url_of(listener), ", ".join(one.name for one in served)
+        say = announce or (lambda url: _say(f"Serving {names} at {url} (ctrl-C stops it)"))
+        _supervise(listener, workers, settings, lambda: say(address))
 
 
 def _settings(
-    bundle: str, threshold: float | None, token: str | None, workers: int, backend: str
+    served: tuple[Served, ...],
+    threshold: float | None,
+    token: str | None,
+    workers: int,
+    backend: str,
 ) -> Settings:
+    from moon.serve.limits import Limits
     from moon.serve.settings import Settings
 
     grace = os.environ.get(GRACE_VARIABLE, str(Settings.grace_seconds))
@@ -96,27 +135,31 @@ def _settings(
     except ValueError as error:
         raise UsageError(f"{GRACE_VARIABLE} must be a number of seconds, got {grace!r}") from error
     return Settings(
-        bundle=bundle,
+        served=served,
         backend=backend,
         threshold=threshold,
         token=token,
         threads=max(1, min(8, (os.cpu_count() or 1) // workers)),
         grace_seconds=seconds,
+        limits=Limits.of(os.environ),
         parent=os.getpid(),
     )
 
 
-def _check_bundle(
-    bundle: str | os.PathLike[str],
-    threshold: float | None,
-    backend: str,
-    warn: Callable[[str], None],
-) -> str:
-    # Opened here only to fail early and with one line; each worker opens its own.
-    from moon.runtime.predictor import Predictor
+def _check_watching(drift_state: str | os.PathLike[str] | None) -> None:
+    # Each worker would fail at it, less readably.
+    from moon.serve.tracing import check_tracing
 
-    opened = Predictor.open(bundle, backend=backend, threshold=threshold, warn=warn)
-    return opened.bundle.manifest.name
+    check_tracing()
+    if drift_state is None:
+        return
+    try:
+        Path(drift_state).touch(mode=0o600)
+    except OSError as error:
+        raise UsageError(
+            f"could not write the drift test's state {drift_state}: {error.strerror}",
+            remedy="Name a file in a folder that exists and can be written to",
+        ) from error
 
 
 def _supervise(

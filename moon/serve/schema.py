@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from moon.errors import ImageError
 from moon.gate import Decision
-from moon.manifest import Manifest
 from moon.serve.problem import Problem
 
-__all__ = ["Item", "answer", "model_of", "readable"]
+__all__ = ["Item", "answer", "readable"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,6 @@ def answer(
     ]
     content = {"id": request_id, "model": model, "predictions": predictions}
     return json.dumps(content, allow_nan=False, ensure_ascii=False).encode()
-
-
-def model_of(manifest: Manifest) -> dict[str, str]:
-    """Which model answered."""
-    return {"name": manifest.name, "version": manifest.version}
 
 
 def _error(item: Item) -> dict[str, Any]:

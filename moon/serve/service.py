@@ -8,12 +8,16 @@ request, since they fetch URLs, take pickles and load a tracking script in the i
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moon.serve.app import MoonApp
-from moon.serve.engine import Engine
+from moon.serve.metrics import Metrics
+from moon.serve.models import Model, Models
+from moon.serve.reload import Reload
 from moon.serve.settings import Settings
 
 # Read once, when BentoML first wants to report usage.
@@ -47,28 +51,42 @@ class _Front:
         await answers(scope, receive, send)
 
 
-def build_service(predictor: Predictor, settings: Settings) -> bentoml.Service[Any]:
-    """A BentoML service that decides with a predictor."""
-    engine = Engine(predictor, threads=settings.threads, limits=settings.limits)
-    ours = MoonApp(engine, settings)
+def build_service(predictors: Mapping[str, Predictor], settings: Settings) -> bentoml.Service[Any]:
+    """A BentoML service that decides with predictors, each by the name of one served model."""
+    metrics = Metrics()
+    named = (Model.of(name, one, settings, metrics) for name, one in predictors.items())
+    models = Models(named, metrics)
+    ours = MoonApp(models, settings, metrics, _swagger())
+    reload = Reload(models, settings, metrics) if settings.reload else None
 
     class Moon:
         @bentoml.on_startup  # type: ignore[untyped-decorator]
         async def begin(self) -> None:
-            engine.warm_up()
+            models.warm_up()
             ours.lifecycle.start(grace_seconds=settings.grace_seconds, parent=settings.parent)
+            if reload is not None:
+                reload.start()
 
         @bentoml.on_shutdown  # type: ignore[untyped-decorator]
         async def end(self) -> None:
             ours.lifecycle.stop()
-            engine.close()
+            if reload is not None:
+                await reload.stop()
+            models.close()
+            ours.close()
 
     service = bentoml.service(name="moon", **_CONFIG)(Moon)
     service.add_asgi_middleware(_Front, ours=ours)
     return service
 
 
-def asgi_app(predictor: Predictor, settings: Settings) -> ASGIApp:
+def asgi_app(predictors: Mapping[str, Predictor], settings: Settings) -> ASGIApp:
     """The service as an ASGI application, for any server."""
-    app: ASGIApp = build_service(predictor, settings).to_asgi()
+    app: ASGIApp = build_service(predictors, settings).to_asgi()
     return app
+
+
+def _swagger() -> Path | None:
+    """Where BentoML keeps its copy of Swagger UI, if it does."""
+    folder = Path(bentoml.__file__).parent / "_internal" / "server" / "static_content"
+    return folder if (folder / "swagger-ui-bundle.js").is_file() else None

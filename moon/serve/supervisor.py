@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from socket import socket
-from typing import Any
 
-from starlette.types import ASGIApp
-from uvicorn.config import STARTUP_FAILURE, Config
+from uvicorn.config import Config
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-from moon.errors import MoonError
+from moon.serve.address import BACKLOG
+from moon.serve.connection import Connection
+from moon.serve.logs import configuration as log_configuration
 from moon.serve.settings import Settings
+from moon.serve.worker import Worker, WorkerApp
 
 __all__ = ["Supervisor", "configuration"]
 
@@ -29,13 +30,6 @@ PING_SECONDS = 0.5
 LONGEST_PAUSE = 30.0
 HEADER_BYTES = 32 * 1024
 logger = logging.getLogger("moon.serve")
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
-    "root": {"handlers": ["stderr"], "level": "WARNING"},
-}
 
 
 class Supervisor(Multiprocess):
@@ -55,6 +49,11 @@ class Supervisor(Multiprocess):
         self.failed = False
         self._announce: Callable[[], None] | None = announce
         self._graves: dict[int, Grave] = {}
+
+    def init_processes(self) -> None:
+        for _ in range(self.processes_num):
+            self.processes.append(Worker(self.config, self.sockets))
+            self.processes[-1].start()
 
     def keep_subprocess_alive(self) -> None:
         # The base class kills what does not answer its ping within seconds; loading a
@@ -79,9 +78,14 @@ class Supervisor(Multiprocess):
             grave = grave.another(dead.pid, now)
             self._graves[index] = grave
         if now >= grave.until:
-            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index] = Worker(self.config, self.sockets)
             self.processes[index].start()
             logger.warning("worker %s takes its place", self.processes[index].pid)
+
+    def handle_hup(self) -> None:
+        """Nothing: uvicorn would put workers of its own in the place of ours."""
+
+    handle_ttin = handle_ttou = handle_hup
 
     def terminate_all(self) -> None:
         # The workers still listen through their own copies; once they stop, nobody must be
@@ -114,43 +118,20 @@ class Grave:
         return Grave(pid, now, deaths, now + pause)
 
 
-@dataclass(frozen=True)
-class WorkerApp:
-    """Makes a worker's application; sent to the worker, which calls it."""
-
-    settings: Settings
-
-    def __call__(self) -> ASGIApp:
-        from moon.runtime.predictor import Predictor
-        from moon.serve.service import asgi_app
-
-        settings = self.settings
-        try:
-            # The supervisor has already warned.
-            predictor = Predictor.open(
-                settings.bundle,
-                backend=settings.backend,
-                threshold=settings.threshold,
-                warn=lambda _: None,
-            )
-        except MoonError as error:
-            logger.error("%s", error)
-            sys.exit(STARTUP_FAILURE)
-        return asgi_app(predictor, settings)
-
-
 def configuration(settings: Settings, workers: int) -> Config:
     """How uvicorn runs a worker: no access log, no web sockets, no trusted proxies."""
     return Config(
         WorkerApp(settings),
         factory=True,
         workers=workers,
-        # The faster httptools takes headers without end.
-        http="h11",
+        # Of uvicorn's parsers h11 is the one that bounds the headers.
+        http=partial(Connection, limits=settings.limits),  # type: ignore[arg-type]
+        timeout_keep_alive=math.ceil(settings.limits.idle_seconds),
+        backlog=BACKLOG,
         h11_max_incomplete_event_size=HEADER_BYTES,
         ws="none",
         access_log=False,
-        log_config=_LOGGING,
+        log_config=log_configuration(settings.log_format, requests=settings.log_requests),
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=settings.finish_seconds,

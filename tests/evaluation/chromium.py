@@ -98,8 +98,10 @@ class Chromium:
                 return dict(answer["result"])
             self.events.append(answer)
 
-    def open(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Load a file and wait until it has."""
+    def open(
+        self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False
+    ) -> None:
+        """Load a file, or an address, and wait until it has."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call(
@@ -107,7 +109,8 @@ class Chromium:
             width=width, height=height, deviceScaleFactor=1, mobile=False,
         )  # fmt: skip
         self.events.clear()
-        self.call("Page.navigate", url=page.as_uri())
+        address = page.as_uri() if isinstance(page, Path) else page
+        self.call("Page.navigate", url=address)
         deadline = time.monotonic() + 30
         while self.evaluate("document.readyState") != "complete":
             assert time.monotonic() < deadline, "the page did not load"
@@ -121,6 +124,28 @@ class Chromium:
         )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def until(self, script: str, seconds: float = 30) -> None:
+        """Wait for a JavaScript expression to be true."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(script):
+            assert time.monotonic() < deadline, f"waited in vain: {script}"
+            time.sleep(0.02)
+
+    def drop(self, *files: Path, x: int = 300, y: int = 200) -> None:
+        """Drop files onto the page, as a hand with a mouse does."""
+        names = [str(file.resolve()) for file in files]
+        data = {"items": [], "files": names, "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def press(self, key: str, code: int) -> None:
+        """Press a key that writes nothing, such as Tab (9)."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind, key=key, code=key, windowsVirtualKeyCode=code,
+            )  # fmt: skip
 
     def screenshot(self, path: Path) -> None:
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)

@@ -14,8 +14,11 @@ import pytest
 from moon.gate import Decision
 from moon.runtime.predictor import Predictor
 from moon.serve.app import MoonApp
-from moon.serve.engine import Engine
-from moon.serve.settings import Limits, Settings
+from moon.serve.limits import Limits
+from moon.serve.metrics import Metrics
+from moon.serve.models import Model, Models
+from moon.serve.problem import Problem
+from tests.serve.apps import application, settings_of
 
 PNG = {"Content-Type": "image/png"}
 TOKEN = "0123456789abcdef"
@@ -47,15 +50,13 @@ class Broken(Predictor):
 @pytest.fixture
 def ask(predictor: Predictor) -> Iterator[Callable[..., Any]]:
     """Runs a coroutine with a client of an application made with some limits."""
-    engines: list[Engine] = []
+    apps: list[MoonApp] = []
 
     def run(
         wanted: Ask, predictor: Predictor = predictor, token: str | None = None, **limits: Any
     ) -> Any:
-        settings = Settings(bundle="b", token=token, limits=Limits(**limits))
-        engine = Engine(predictor, threads=2, limits=settings.limits)
-        engines.append(engine)
-        app = MoonApp(engine, settings)
+        app = application(predictor, token=token, limits=Limits(**limits))
+        apps.append(app)
 
         async def talk() -> Any:
             transport = httpx.ASGITransport(app)
@@ -67,8 +68,9 @@ def ask(predictor: Predictor) -> Iterator[Callable[..., Any]]:
         return asyncio.run(talk())
 
     yield run
-    for engine in engines:
-        engine.close()
+    for app in apps:
+        app.models.close()
+        app.close()
 
 
 def kind(response: httpx.Response) -> tuple[int, str]:
@@ -185,14 +187,21 @@ def test_wrong_tokens(
     given = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
 
     async def wanted(client: httpx.AsyncClient) -> None:
-        for path in ("/", "/metrics", "/nowhere"):
+        for path in ("/", "/metrics", "/nowhere", "/docs", "/openapi.json", "/predict/livez"):
             response = await client.get(path, headers=given)
             assert kind(response) == (401, "unauthorised")
             assert response.headers["www-authenticate"].startswith("Bearer")
         headers = {**PNG, **given}
         response = await client.post("/predict", content=pictures[0], headers=headers)
         assert response.status_code == 401
-        for path in ("/livez", "/healthz"):
+        for path in ("/v2", "/v2/models/tiny", "/v2/models/other/ready", "/v2/health/live/"):
+            response = await client.get(path, headers=given)
+            assert response.status_code == 401
+            assert set(response.json()) == {"error"}
+            assert response.headers["www-authenticate"].startswith("Bearer")
+        infer = await client.post("/v2/models/tiny/infer", json={"inputs": []}, headers=given)
+        assert infer.status_code == 401
+        for path in ("/livez", "/healthz", "/v2/health/live"):
             assert (await client.get(path, headers=given)).status_code == 200
 
     ask(wanted, token=TOKEN)
@@ -217,8 +226,8 @@ def test_not_ready_before_the_start(ask: Callable[..., Any]) -> None:
     ask(wanted)
 
 
-def test_settings_never_show_the_token() -> None:
-    assert TOKEN not in repr(Settings(bundle="b", token=TOKEN))
+def test_settings_never_show_the_token(predictor: Predictor) -> None:
+    assert TOKEN not in repr(settings_of(predictor, token=TOKEN))
 
 
 def test_metrics_have_a_bounded_number_of_labels(ask: Callable[..., Any]) -> None:
@@ -230,3 +239,143 @@ def test_metrics_have_a_bounded_number_of_labels(ask: Callable[..., Any]) -> Non
         assert 'moon_requests_total{route="other",status="404"} 20.0' in text
 
     ask(wanted)
+
+
+def test_readiness_tells_of_a_model_that_hangs(
+    ask: Callable[..., Any], predictor: Predictor, pictures: list[bytes]
+) -> None:
+    slow = Slow(predictor)
+
+    async def wanted(client: httpx.AsyncClient) -> None:
+        app: MoonApp = client._transport.app  # type: ignore[attr-defined]
+        app.lifecycle.ready = True
+        for path in ("/readyz", "/v2/health/ready", "/v2/models/tiny/ready"):
+            assert (await client.get(path)).status_code == 200
+        response = await client.post("/predict", content=pictures[0], headers=PNG)
+        assert kind(response) == (504, "timeout")
+        await asyncio.sleep(0.2)
+        assert kind(await client.get("/readyz")) == (503, "not-ready")
+        for path in ("/v2/health/ready", "/v2/models/tiny/ready"):
+            assert (await client.get(path)).status_code == 503
+        slow.go.set()
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.01)
+
+    ask(wanted, slow, answer_seconds=0.2)
+
+
+def test_a_long_wait_is_refused_at_once(
+    ask: Callable[..., Any], predictor: Predictor, pictures: list[bytes]
+) -> None:
+    slow = Slow(predictor)
+
+    async def wanted(client: httpx.AsyncClient) -> None:
+        app: MoonApp = client._transport.app  # type: ignore[attr-defined]
+        batcher = app.models.get().engine.batcher
+        batcher._pace = 7.0
+        tasks = [
+            asyncio.create_task(client.post("/predict", content=pictures[0], headers=PNG))
+            for _ in range(6)
+        ]
+        while batcher.queued < 4:
+            await asyncio.sleep(0.001)
+        refused = await client.post("/predict", content=pictures[0], headers=PNG)
+        assert kind(refused) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "14"
+        slow.go.set()
+        assert {answer.status_code for answer in await asyncio.gather(*tasks)} == {200}
+
+    ask(wanted, slow, wait_seconds=10)
+
+
+def test_a_client_that_leaves_frees_its_place(
+    ask: Callable[..., Any], predictor: Predictor, pictures: list[bytes]
+) -> None:
+    slow = Slow(predictor)
+
+    async def wanted(client: httpx.AsyncClient) -> None:
+        app: MoonApp = client._transport.app  # type: ignore[attr-defined]
+        batcher = app.models.get().engine.batcher
+        gone = asyncio.Event()
+        sent: list[Any] = []
+        messages = iter([{"type": "http.request", "body": pictures[0], "more_body": False}])
+
+        async def receive() -> Any:
+            for message in messages:
+                return message
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict",
+            "query_string": b"", "headers": [(b"content-type", b"image/png")],
+        }  # fmt: skip
+        # Two runners are busy, so that a third waits.
+        busy = [
+            asyncio.create_task(client.post("/predict", content=pictures[0], headers=PNG))
+            for _ in range(2)
+        ]
+        while batcher._idle:
+            await asyncio.sleep(0.001)
+        left = asyncio.create_task(app(dict(scope), receive, send))
+        while not batcher.queued:
+            await asyncio.sleep(0.001)
+        gone.set()
+        await left
+        await asyncio.sleep(0.01)
+        assert batcher.queued == 0
+        assert app.admission.requests == 2
+        slow.go.set()
+        assert {answer.status_code for answer in await asyncio.gather(*busy)} == {200}
+
+    ask(wanted, slow)
+
+
+def test_the_largest_batch_of_the_backend(
+    ask: Callable[..., Any], predictor: Predictor, pictures: list[bytes]
+) -> None:
+    few = Few(predictor)
+
+    async def wanted(client: httpx.AsyncClient) -> None:
+        files = [("image", (str(i), picture)) for i, picture in enumerate(pictures)]
+        response = await client.post("/predict", files=files)
+        assert response.status_code == 200
+        assert len(response.json()["predictions"]) == len(pictures)
+
+    ask(wanted, few)
+    assert max(few.sizes) == 3
+
+
+class Few(Predictor):
+    """A predictor whose backend takes three images at once, as an engine built for three."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__(predictor.bundle, predictor.backend)
+        self.sizes: list[int] = []
+
+    @property
+    def largest_batch(self) -> int:
+        return 3
+
+    def decide(self, pixels: Any, *others: Any) -> list[Decision]:
+        assert len(pixels) <= 3
+        self.sizes.append(len(pixels))
+        return super().decide(pixels, *others)
+
+
+def test_models_by_name(predictor: Predictor) -> None:
+    metrics, settings = Metrics(), settings_of(predictor)
+    names = ("one", "two")
+    models = Models([Model.of(name, predictor, settings, metrics) for name in names], metrics)
+    try:
+        assert models.get().name == "one"
+        assert models.get("two").facts == {"name": "two", "version": models.get().version}
+        for name, version in (("three", None), ("one", "sha256:0")):
+            with pytest.raises(Problem, match=r"one|three") as caught:
+                models.get(name, version)
+            assert caught.value.status == 404
+    finally:
+        models.close()

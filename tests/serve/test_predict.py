@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -152,3 +153,20 @@ def test_json_needs_no_spaces(client: httpx.Client, pictures: list[bytes]) -> No
     body = json.dumps(instances(pictures[0]), separators=(",", ":"))
     headers = {"Content-Type": "application/json; charset=utf-8"}
     assert client.post("/predict", content=body, headers=headers).status_code == 200
+
+
+def test_the_page_that_describes_the_api(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self';" in policy
+    assert "unsafe-eval" not in policy and "script-src 'self' 'unsafe-inline'" not in policy
+    # Everything it loads is from here.
+    assert "//" not in page.text
+    for path in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert client.get(path).status_code == 200
+    for path in ("/docs/", "/docs/index.css", "/docs/%2e%2e%2fhttp_app.py"):
+        assert client.get(path).status_code == 404
+    described = client.get("/openapi.json").json()
+    assert "/predict" in described["paths"]
+    assert "securitySchemes" not in described["components"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 import subprocess
 from pathlib import Path
@@ -46,6 +47,24 @@ def test_uncalibrated_bundle(tmp_path: Path) -> None:
         run.serve(tmp_path / "b", port=free_port())
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../outside"])
+def test_paths_out_of_the_bundle(tmp_path: Path, name: str) -> None:
+    made = make_bundle(tmp_path / "b")
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    manifest["files"][name] = manifest["files"].pop("golden.npz")
+    (made.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError):
+        run.serve(made.path, port=free_port())
+
+
+def test_links_out_of_the_bundle(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "b")
+    (made.path / "golden.npz").rename(tmp_path / "outside")
+    (made.path / "golden.npz").symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError):
+        run.serve(made.path, port=free_port())
+
+
 def test_missing_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         run.serve(tmp_path / "none", port=free_port())
@@ -81,6 +100,12 @@ def test_wrong_grace_period(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(run.GRACE_VARIABLE, value)
         with pytest.raises(UsageError, match=r"grace|GRACE"):
             run.serve(bundle.path, port=free_port())
+
+
+def test_wrong_limit(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOON_SERVE_QUEUE", "lots")
+    with pytest.raises(UsageError, match="MOON_SERVE_QUEUE"):
+        run.serve(bundle.path, port=free_port())
 
 
 def test_missing_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from moon.serve.supervisor import LONGEST_PAUSE, Grave
 
 START = """
 from moon.serve.address import bind
-from moon.serve.settings import Settings
+from moon.serve.settings import Served, Settings
 from moon.serve.supervisor import Supervisor, configuration
 
 if __name__ == "__main__":
-    config = configuration(Settings(bundle="no-such-bundle"), workers=1)
+    config = configuration(Settings(served=(Served("a", "no-such-bundle"),)), workers=1)
     supervisor = Supervisor(config, [bind("127.0.0.1", 0)], lambda: print("ready"))
     supervisor.run()
     print("failed" if supervisor.failed else "ended")
