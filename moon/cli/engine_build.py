@@ -9,6 +9,7 @@ __all__ = [
     "TrtPackage",
     "TrtPrecision",
     "TrtTarget",
+    "add_engines",
     "add_to_bundle",
     "engine_lines",
     "request",
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from moon.cli.text import size
 from moon.errors import UsageError
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from moon.bundle import Bundle
     from moon.cli.console import Working
     from moon.export.trt.request import EngineRequest
+
+# A share of zeros that somebody meant.
+_SPARSE = 0.01
 
 
 class Package(str, Enum):
@@ -148,8 +154,20 @@ def add_to_bundle(
     return bundle
 
 
-def engine_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What people are told of an engine: what it is, how far it was tried, and what of 2:4."""
+def add_engines(table: Table, facts: Mapping[str, Any]) -> None:
+    """Rows for each engine of a bundle, given its facts."""
+    for engine in facts["engines"]:
+        for place, line in enumerate(engine_lines(engine, facts["sparsity"])):
+            table.add_row("" if place else "Engine", escape(line))
+
+
+def engine_lines(facts: Mapping[str, Any], sparsity: float) -> list[str]:
+    """What people are told of an engine: what it is, how far it was tried, and what of 2:4.
+
+    Args:
+        facts: of the engine, from its record.
+        sparsity: share of the bundle's weights that is zero.
+    """
     if "error" in facts:
         return [f"{facts['record']}: {facts['error']}"]
     from moon.runtime.trt.package import PACKAGES
@@ -163,7 +181,7 @@ def engine_lines(facts: Mapping[str, Any]) -> list[str]:
         stored += f" ({size(facts['bytes'])} unpacked)"
     lines = [f"{title} for {gpus}, {facts['precision']}, {batches}, {stored}"]
     lines.append("STALE: built from another model" if facts["stale"] else _tried(facts))
-    sparse = _sparse(facts["sparsity"])
+    sparse = _sparse(facts["sparsity"], sparsity)
     return [*lines, sparse] if sparse else lines
 
 
@@ -178,14 +196,16 @@ def _tried(facts: Mapping[str, Any]) -> str:
     return f"built on {facts['gpu']}, {len(facts['layers'])} layers; {network}"
 
 
-def _sparse(sparsity: Mapping[str, Any]) -> str:
+def _sparse(found: Mapping[str, Any], sparsity: float) -> str:
     """What to expect of the zeros on a GPU."""
-    eligible, picked = sparsity["eligible"], sparsity["picked"]
-    if sparsity["pattern"] == "dense":
+    eligible, picked = found["eligible"], found["picked"]
+    if not eligible and sparsity < _SPARSE:
         return ""
     if not eligible:
-        return f"{sparsity['pattern']} zeros: on a GPU they make it smaller, not faster"
+        return (
+            "no layer keeps 2:4: on a GPU these zeros make the file smaller, not the model faster"
+        )
     count = f"{len(eligible)} layer{'s'[: len(eligible) != 1]} can use 2:4 kernels"
     if picked is None:
-        return f"{count}; which do is not known: {sparsity['why']}"
+        return f"{count}; which do is not known: {found['why']}"
     return f"{count}, the builder picked them for {len(picked)}"

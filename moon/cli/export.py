@@ -20,8 +20,8 @@ from moon.cli.engine_build import (
     TrtPackage,
     TrtPrecision,
     TrtTarget,
+    add_engines,
     add_to_bundle,
-    engine_lines,
     request,
 )
 from moon.cli.facts import bundle_facts, bytes_line, classes_line
@@ -266,14 +266,13 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     table.add_row("Sparsity", f"{percent(facts['sparsity'])} ({facts['pattern']})")
     table.add_row("model.onnx", bytes_line(facts))
     table.add_row("Scores", ", ".join(facts["scores"]))
-    for name, why in facts["provenance"]["export"]["left_out"].items():
+    export = facts["provenance"].get("export", {})
+    for name, why in export.get("left_out", {}).items():
         table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
-    if (measured := facts["provenance"]["export"]["parity"].get("int8")) is not None:
+    if (measured := export.get("parity", {}).get("int8")) is not None:
         table.add_row("int8", _int8_line(measured))
-    for engine in facts["engines"]:
-        for title, line in zip(("Engine", "", ""), engine_lines(engine), strict=False):
-            table.add_row(title, escape(line))
+    add_engines(table, facts)
     output().print(table)
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from moon.cli.bytes_view import SORTS, bytes_facts, show_bytes
 from moon.cli.classes import show_classes
 from moon.cli.console import output, print_json, working
-from moon.cli.engine_build import engine_lines
+from moon.cli.engine_build import add_engines
 from moon.cli.engine_view import engine_facts, show_engine
 from moon.cli.facts import (
     bundle_facts,
@@ -123,9 +123,7 @@ def _show_head(console: Console, facts: dict[str, Any], gate: Any) -> None:
         table.add_row("model.onnx", bytes_line(facts))
         for plans in facts["plans"]:
             table.add_row("Plans", escape(plans_line(plans)))
-        for engine in facts["engines"]:
-            for title, line in zip(("Engine", "", ""), engine_lines(engine), strict=False):
-                table.add_row(title, escape(line))
+        add_engines(table, facts)
     else:
         table.add_row("Recipe", f"sha256:{facts['recipe_sha256']}")
         table.add_row("Held out", escape(facts["validation"]["source"]))

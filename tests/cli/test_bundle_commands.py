@@ -90,8 +90,8 @@ def test_ones_own_model_with_an_unknown_and_data(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--trt"], "--trt is not in this version"),
-        (["--trt-target", "sm_86"], "--trt is not in this version"),
+        (["--trt-target", "sm_86"], "--trt-target says how an engine is built. Add --trt"),
+        (["--trt", "--trt-target", "ampere"], "--trt-target 'ampere' is no compute capability"),
         (["--unknown-index", "last"], "--unknown-index 'last' is neither a whole number nor none"),
         (["--mean", "red"], "--mean 'red' is not a list of numbers"),
     ],

@@ -19,6 +19,7 @@ from moon.errors import CalibrationError, DataError, ExportError, UsageError
 from moon.export import from_onnx, to_bundle
 from moon.export.fit_images import FitImages
 from moon.export.session import Session
+from moon.export.trt.request import EngineRequest
 from moon.runtime.calibrate import calibrate
 from moon.runtime.predictor import Predictor
 from moon.runtime.unpack import weights
@@ -261,8 +262,8 @@ def test_changed_validation_images_are_noticed(checkpoint: Checkpoint, tmp_path:
 
 def test_wrong_options_are_named(checkpoint: Checkpoint, digits_onnx: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UsageError, match="TensorRT engines cannot be built yet"):
-        to_bundle(checkpoint, out, trt=True)
+    with pytest.raises(UsageError, match="no version of TensorRT builds for sm_61"):
+        to_bundle(checkpoint, out, trt=EngineRequest(targets=(61,)))
     with pytest.raises(UsageError, match="values must be fp32 or fp16, not 'int8'"):
         to_bundle(checkpoint, out, values="int8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"knn is fitted to the training images.*--fit"):

@@ -131,7 +131,7 @@ def _network(
     pixels = _pixels(bundle, images)
     progress(1, 4, f"comparing it over {len(pixels):,} images")
     if half:
-        check_survives(network)
+        _check_loads(network)
     if request.precision == "fp16":
         few = _feed(bundle, bundle.golden()["pixels"])
         check_finite(network, {"input": few, **settings})
@@ -139,6 +139,13 @@ def _network(
     reference = _outputs(round_values(wide, "fp16") if half else wide, bundle, pixels, settings)
     found = _outputs(network, bundle, pixels, settings)
     return network, _compared(bundle, request, reference, found)
+
+
+def _check_loads(network: ModelProto) -> None:
+    try:
+        check_survives(network)
+    except ExportError as error:
+        raise ExportError(error.cause, remedy="Build it with --trt-precision fp32") from error
 
 
 def _pixels(bundle: Bundle, images: Source | None) -> NDArray[np.uint8]:

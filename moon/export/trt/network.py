@@ -47,6 +47,8 @@ def plain(model: bytes) -> ModelProto:
     copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
     del dense.graph.initializer[:]
     dense.graph.initializer.extend(copies)
+    for node in dense.graph.node:
+        node.name = node.name or node.output[0]
     return dense
 
 
