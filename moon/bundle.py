@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moon.backend_name import BackendName
 from moon.data.fingerprint import TrainingSketch
 from moon.data.preprocess import Preprocess
 from moon.data.training_file import FittedSketch, TrainingFile
@@ -111,8 +112,12 @@ class Bundle:
         return self.manifest.preprocess
 
     def gate(self, backend: str = "default") -> Gate | None:
-        """The gate for ``backend``, else the default one, else None: not calibrated."""
-        return self.gates.get(backend, self.gates.get("default"))
+        """The gate for ``backend``, else the default one, else None: not calibrated.
+
+        A provider has a gate of its own, as ``onnxruntime:cuda`` has; its options do not.
+        """
+        key = BackendName.parse(backend).key
+        return self.gates.get(key, self.gates.get("default"))
 
     def model_bytes(self) -> bytes:
         """The ONNX file, checked again as it is read."""

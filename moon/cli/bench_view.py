@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from moon.cli.text import grid, milliseconds, percent, size
+from moon.cli.text import grid, milliseconds, on_cpu_line, percent, size
 from moon.errors import UsageError
 from moon.files import write_bytes
 
@@ -54,6 +54,8 @@ def show_bench(console: Console, result: dict[str, Any]) -> None:
         if one["backend"].get("handed_over"):
             line = f"{name} hands over to ONNX Runtime: {one['backend']['handed_over']}"
             console.print(line, soft_wrap=True, markup=False)
+        if line := on_cpu_line(one["backend"]):
+            console.print(f"{name}: {line}", soft_wrap=True, markup=False)
     _show_validity(console, result)
 
 

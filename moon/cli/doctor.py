@@ -80,6 +80,7 @@ def diagnose() -> dict[str, Any]:
     """Everything the command shows, as one JSON document."""
     from moon.runtime.backend import backends
     from moon.runtime.cores import usable_cores
+    from moon.runtime.providers import providers
 
     packages = [
         {"name": name, "version": _version(name), "extra": extra or None, "for": use}
@@ -87,7 +88,7 @@ def diagnose() -> dict[str, Any]:
     ]
     states = {
         name: {"ok": state.ok, "reason": state.reason or None, "install": state.install or None}
-        for name, state in backends().items()
+        for name, state in {**backends(), **providers()}.items()
     }
     return {
         "moon": __version__,

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from moon.cli.console import note, output, print_json, working
 from moon.cli.options import AsJson, Backend, Debug, named_sources
-from moon.cli.text import grid, percent
+from moon.cli.text import grid, on_cpu_line, percent
 from moon.errors import UsageError
 
 MARKS = {"good": "[green]+[/]", "fair": "[yellow]~[/]", "bad": "[red]![/]", "none": "[dim]-[/]"}
@@ -173,6 +173,8 @@ def show_report(console: Console, report: dict[str, Any]) -> None:
         handed_over = one["backend"].get("handed_over") or ""
         if handed_over.startswith("the whole model"):
             note(f"warning: ONNX Runtime runs {handed_over}")
+        if line := on_cpu_line(one["backend"]):
+            note(f"warning: {line}")
 
 
 def _scores_table(one: dict[str, Any]) -> Table:

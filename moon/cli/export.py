@@ -27,6 +27,7 @@ from moon.cli.engine_build import (
 from moon.cli.facts import bundle_facts, bytes_line, classes_line
 from moon.cli.foreign import describe
 from moon.cli.options import AsJson, Debug
+from moon.cli.parity_view import ParityBackend, ParityFlips, ParityImages, parity_lines
 from moon.cli.text import gate_line, pairs, percent
 from moon.errors import UsageError
 
@@ -152,6 +153,9 @@ def export(
     trt_precision: TrtPrecision = LayerPrecision.fp16,
     trt_package: TrtPackage = None,
     trt_compress: TrtCompress = False,
+    parity_images: ParityImages = 1000,
+    parity_flips: ParityFlips = None,
+    parity_backend: ParityBackend = [],  # noqa: B006
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE if it exists.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -163,6 +167,8 @@ def export(
     uncalibrated. BUNDLE --trt: put a TensorRT engine into a bundle, on the machine it is for or,
     for RTX GPUs, on any.
     """
+    from moon.export.parity import Comparing
+
     given = _given(context)
     engine = request(
         EngineOptions(
@@ -189,6 +195,9 @@ def export(
         "reject": reject,
         "data": data,
         "force": force,
+        "comparing": Comparing(
+            images=parity_images, flips=parity_flips, backends=tuple(parity_backend)
+        ),
     }
     foreign = {"--classes": classes, "--mean": mean, "--std": std, "--unknown-index": unknown_index}
     with working("Loading") as progress:
@@ -270,16 +279,7 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     for name, why in export.get("left_out", {}).items():
         table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
-    if (measured := export.get("parity", {}).get("int8")) is not None:
-        table.add_row("int8", _int8_line(measured))
+    for what, line in parity_lines(export.get("parity", {})):
+        table.add_row(what, escape(line))
     add_engines(table, facts)
     output().print(table)
-
-
-def _int8_line(measured: dict[str, Any]) -> str:
-    labels, decisions = percent(measured["top1_agreement"]), percent(measured["gate_agreement"])
-    line = f"against fp32 {labels} of labels and {decisions} of decisions the same"
-    if measured["accuracy"] is not None:
-        accuracy = measured["accuracy"]
-        line = f"accuracy {accuracy['int8']:.2%}, fp32 {accuracy['fp32']:.2%}; {line}"
-    return f"{line}, over {measured['images']:,} images"

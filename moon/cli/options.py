@@ -26,7 +26,14 @@ from moon.errors import UsageError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="On failure show the traceback too.")]
-Backend = Annotated[str, typer.Option("--backend", metavar="NAME", help="What runs the model.")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="What runs the model, as onnxruntime:cuda,device_id=1; moon doctor lists them.",
+    ),
+]
 Key = Annotated[
     Path | None,
     typer.Option(

@@ -8,6 +8,7 @@ __all__ = [
     "gate_line",
     "grid",
     "milliseconds",
+    "on_cpu_line",
     "pairs",
     "percent",
     "rates",
@@ -117,3 +118,14 @@ def gate_line(gate: Any) -> str:
     else:
         promise = f"rejects at most {percent(gate.alpha)} of ID{each} on average"
     return f"accept when {what} ({gate.method}, {promise}, n = {gate.n:,})"
+
+
+def on_cpu_line(backend: dict[str, Any]) -> str:
+    """What ONNX Runtime's CPU provider runs though another one was asked for; "" for nothing."""
+    if backend.get("fell_back"):
+        return f"ONNX Runtime's CPU provider runs it all: {backend['fell_back']}"
+    left = backend.get("on_cpu") or []
+    if not left:
+        return ""
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return f"ONNX Runtime's CPU provider runs {', '.join(left[:3])}{more}"

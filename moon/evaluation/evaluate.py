@@ -187,7 +187,7 @@ class _Run:
         corrupted: dict[str, Any] | None,
     ) -> BundleReport:
         bundle = predictor.bundle
-        gate = bundle.gate(self.backend)
+        gate = bundle.gate(predictor.backend.name)
         known = seen[sets[0].key]
         groups = {g: {name: s for (of, name), s in seen.items() if of == g} for g in GROUPS}
         found = gate_figures(gate, known, groups, labels)
@@ -225,8 +225,11 @@ class _Run:
         tick = self._tick(f"evaluating {one.name}")
         key = ""
         if self.store.kept:
+            # A provider that fell back to the CPU gives the CPU's scores, not its own.
+            fell_back = bool(predictor.backend.info().get("fell_back"))
+            backend = predictor.backend.name if fell_back else self.backend
             key = self.store.key(
-                predictor.bundle, one.sha256, scores, backend=self.backend, jpeg=self.jpeg
+                predictor.bundle, one.sha256, scores, backend=backend, jpeg=self.jpeg
             )
         parts = []
         for start in range(0, len(one), PART):

@@ -25,9 +25,10 @@ from moon.export.fitting import Fitting, fit_scores
 from moon.export.int8 import to_int8
 from moon.export.int8_check import Int8Answers
 from moon.export.pack import round_values
+from moon.export.parity import Comparing, Sample, check_backends, check_sample, run_backends
 from moon.export.ranges import RangeImages
 from moon.export.record import Description, manifest_fields
-from moon.export.samples import Half, golden_images, outputs
+from moon.export.samples import golden_images, outputs
 from moon.export.score_errors import ScoreError
 from moon.export.trt.engine import add_engine
 from moon.export.trt.request import EngineRequest, choose
@@ -35,6 +36,8 @@ from moon.progress import Progress, silent
 from moon.runtime.calibrate import calibrate
 
 __all__ = ["assemble", "check_free"]
+
+COMPARING = Comparing()
 
 
 def assemble(
@@ -50,18 +53,20 @@ def assemble(
     reject: float = 0.05,
     force: bool = False,
     engine: EngineRequest | None = None,
+    comparing: Comparing = COMPARING,
     progress: Progress = silent,
 ) -> Bundle:
     """Build the graph, write the bundle aside, calibrate it, then put it at ``out``.
 
     Args:
-        source: held-out in-distribution images for golden inputs, the fp16 check and the gate;
-            None leaves the bundle uncalibrated, its golden inputs random.
+        source: held-out in-distribution images for golden inputs, the comparison with the model
+            and the gate; None leaves the bundle uncalibrated, its golden inputs random.
         training: the images the model was trained on, to fit scores to; None if not known.
         fit_limit: fit to a random choice of so many of them.
         trained_on: fingerprints of the training images; default those of ``training``, if given.
         reject: share of in-distribution images that may be rejected.
         engine: a TensorRT engine to build as well; without it there is no bundle either.
+        comparing: how every backend that can run here is compared with the model.
 
     Raises:
         UsageError: ``out`` exists, or an option is wrong.
@@ -83,28 +88,25 @@ def assemble(
     fitting = _fit(classifier, description, options, body, images, progress)
     fitting, golden, built = _build(classifier, options, fitting, body)
     source = fitting.held_out
-    half = Half.of(built, options, source, classifier) if options.precision == "fp16" else None
-    report = dict(built.report)
+    sample = Sample.of(classifier, options, built, source, fitting.scores, comparing, progress)
+    report = {**built.report, **check_sample(sample, classifier, options, built)}
     if ranges is not None:
         fitting = fitting.also(ranges.of_scores(built.scores))
         report["int8"] = _check_int8(built, options, description, classifier, source, reject)
         report["int8"]["ranges"] = ranges.to_json()
-    if half is not None:
-        report["fp16"] = half.check(options.score, None)
     fields = manifest_fields(classifier, description, options, built, report, fitting)
     seen = _seen(fitting, classifier.preprocess, trained_on)
     files = _files(built, options, classifier.preprocess, golden, seen)
-    progress(1, 2, "calibrating")
     with _aside(out) as folder:
         bundle = write_bundle(folder / "bundle", manifest_fields=fields, files=files)
+        ran = run_backends(bundle, sample, comparing, progress)
+        progress(1, 2, "calibrating")
         if source is not None:
             bundle = calibrate(
                 bundle, source, score=options.score, reject=reject, progress=progress
             )
-        gate = bundle.gate()
-        if half is not None and gate is not None:
-            report["fp16"] = half.check(options.score, gate.threshold)
-            fields = manifest_fields(classifier, description, options, built, report, fitting)
+        report |= check_backends(ran, bundle, sample, comparing, str(out))
+        fields = manifest_fields(classifier, description, options, built, report, fitting)
         if engine is not None:
             bundle, _ = add_engine(bundle, engine, images=source, progress=progress)
         bundle = _move(bundle, fields, out, force)

@@ -25,6 +25,7 @@ from moon.export.fit_settings import asked_scores
 from moon.export.graph import HEAD, array, initializers, weight_names
 from moon.export.half import to_half
 from moon.export.head import add_head, add_normalisation
+from moon.export.overflow import largest_in_half, refuse_overflow
 from moon.export.pack import (
     PRECISIONS,
     VALUES,
@@ -94,6 +95,11 @@ class Options:
             raise UsageError(f"max_change must be a share in [0, 1], not {self.max_change}")
 
     @property
+    def rounds(self) -> bool:
+        """Whether the graph's weights are others than the model's."""
+        return self.stored == "fp16" or self.precision == "int8"
+
+    @property
     def stored(self) -> Values:
         """How weights are stored: arithmetic in fp16 has no use for wider ones."""
         return "fp16" if self.precision == "fp16" else self.values
@@ -110,6 +116,7 @@ class Classifier:
         outputs: L.
         unknown_index: column of the unknown class, or None.
         masks: by weight name, True where a weight is kept; must stay zero elsewhere.
+        origin: what ``reference`` runs in, for people.
     """
 
     body: ModelProto
@@ -118,6 +125,7 @@ class Classifier:
     outputs: int
     unknown_index: int | None
     masks: Mapping[str, NDArray[np.bool_]]
+    origin: str = "PyTorch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +134,9 @@ class Built:
 
     Attributes:
         model: the packed graph, uncalibrated.
-        wide: the same graph in fp32 precision with the same stored values, for fp16 and int8
-            checks.
+        wide: the same graph in fp32 precision with the same stored values, not packed.
+        chosen: the same graph in the precision asked for, not packed.
+        dense: the same graph in fp32 precision with the weights' own values.
         dense_bytes: size of the graph with dense fp32 weights.
         score_bytes: of it, constants of fitted scores and p-values; they are not packed.
         scores: names of the scores the graph carries, in order.
@@ -137,6 +146,8 @@ class Built:
 
     model: ModelProto
     wide: ModelProto
+    chosen: ModelProto
+    dense: ModelProto
     dense_bytes: int
     score_bytes: int
     scores: tuple[str, ...]
@@ -198,11 +209,15 @@ def build(
         check_survives(packed)
     check_packed(packed, chosen)
     feed = golden if options.input_dtype == "uint8" else images
+    if options.precision == "fp16":
+        refuse_overflow(largest_in_half(wide, chosen, [feed]), len(feed))
     report["scores"] = check_scores(chosen, fitted, feed)
     report |= _compare_steps(classifier, options, golden, (dense, wide, chosen, packed))
     return Built(
         model=packed,
         wide=wide,
+        chosen=chosen,
+        dense=dense,
         dense_bytes=dense.ByteSize(),
         score_bytes=_score_bytes(packed, fitted),
         scores=tuple(

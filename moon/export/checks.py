@@ -19,13 +19,12 @@ from moon.export.classifier import classifier_input
 from moon.export.graph import array, copied, densify, initializers, prune, weight_names
 from moon.export.score_errors import ScoreParityError
 from moon.export.session import Session, run
-from moon.runtime.verify import tolerance
-from moon.scores import SCORES, FittedScore
+from moon.runtime.agreement import tolerance
+from moon.runtime.sampled import BATCHES
+from moon.scores import FittedScore
 
 __all__ = [
-    "BATCHES",
     "Parity",
-    "check_agreement",
     "check_batches",
     "check_onnx",
     "check_packed",
@@ -35,8 +34,6 @@ __all__ = [
     "require",
 ]
 
-BATCHES = (1, 2, 7)
-_TOP1, _GATE = 0.999, 0.995
 _SCORE = 1e-4
 
 Floats = NDArray[Any]
@@ -236,64 +233,3 @@ def check_scores(
             )
         found[one.name] = worst
     return found
-
-
-def check_agreement(
-    reference: Mapping[str, Floats],
-    outputs: Mapping[str, Floats],
-    *,
-    score: str,
-    threshold: float | None,
-) -> dict[str, Any]:
-    """The rules for an fp16 graph: logits, top-1 and gate decisions against fp32's.
-
-    Decisions of images whose fp32 score is within fp16's own error of the threshold do not count:
-    the threshold is itself an observed score. ``gate_agreement`` is None where that leaves none.
-
-    Args:
-        reference, outputs: ``logits`` and ``score_<name>`` of the fp32 and the fp16 graph.
-        score: the gate's.
-        threshold: the gate's, or None when it is not calibrated.
-
-    Raises:
-        ParityError: a figure is out of bounds.
-    """
-    parity = require(reference["logits"], outputs["logits"], "fp16", "the fp16 graph")
-    report = parity.to_json()
-    if parity.top1_agreement < _TOP1:
-        raise ParityError(
-            f"the fp16 graph gives the same class for {parity.top1_agreement:.2%} of "
-            f"{parity.images} images, less than {_TOP1:.1%}",
-            remedy="Export with --precision fp32",
-        )
-    if threshold is None:
-        return {**report, "gate_agreement": None}
-    wide, narrow = reference[f"score_{score}"], outputs[f"score_{score}"]
-    counted = np.abs(wide - threshold) > _score_tolerance(score, wide, reference["logits"])
-    same = (wide >= threshold) == (narrow >= threshold)
-    agreement = float(same[counted].mean()) if counted.any() else None
-    if agreement is not None and agreement < _GATE:
-        raise ParityError(
-            f"the fp16 graph decides the same for {agreement:.2%} of {int(counted.sum())} images, "
-            f"less than {_GATE:.1%}",
-            remedy="Export with --precision fp32",
-        )
-    return {**report, "gate_agreement": agreement, "gate_images": int(counted.sum())}
-
-
-def _score_tolerance(score: str, scores_N: Floats, logits_NL: Floats) -> Floats:
-    """How far each score may move when every logit moves by fp16's tolerance.
-
-    ``ebo`` and ``mls`` move no further than the logits. A probability p moves by at most twice
-    that times p (1 - p), to first order: near 0 and 1, where ``unknown`` and ``msp`` decide,
-    hardly further than float32 itself rounds. Another score may read features, whose error is
-    not known: a hundredth of its spread.
-    """
-    allowed = tolerance(logits_NL, "fp16")
-    if score not in SCORES:
-        return np.full(len(scores_N), 0.01 * float(np.std(scores_N.astype(np.float64))))
-    if score in ("ebo", "mls"):
-        return np.full(len(scores_N), allowed)
-    p = np.abs(scores_N.astype(np.float64))
-    moved: Floats = 2 * allowed * p * (1 - p) + 4 * np.finfo(np.float32).eps
-    return moved

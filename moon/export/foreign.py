@@ -20,6 +20,7 @@ from moon.export.build import Classifier, InputType, Options
 from moon.export.fit_images import FIT_LIMIT
 from moon.export.intake import Foreign, read_foreign
 from moon.export.pack import Precision, Values, Weights
+from moon.export.parity import Comparing
 from moon.export.record import Description
 from moon.export.session import Session
 from moon.export.trt.request import EngineRequest, wanted
@@ -57,6 +58,7 @@ def from_onnx(
     fit_limit: int | None = FIT_LIMIT,
     input_dtype: InputType = "float32",
     features: bool = False,
+    comparing: Comparing | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write an ONNX classifier as a bundle.
@@ -80,6 +82,7 @@ def from_onnx(
         fit_limit: fit to a random choice of so many of these images; None for all.
         weights, values, precision, max_change, score, carry, settings, p_values, input_dtype,
             features: see `Options`.
+        comparing: how the bundle is compared with the model; see `Comparing`.
 
     Raises:
         UsageError, ExportError, ParityError, CalibrationError: see `assemble`; also when
@@ -121,6 +124,7 @@ def from_onnx(
         reject=reject,
         force=force,
         engine=wanted(trt),
+        comparing=Comparing() if comparing is None else comparing,
         progress=progress,
     )
 
@@ -133,6 +137,7 @@ def _classifier(foreign: Foreign, preprocess: Preprocess, unknown_index: int | N
         outputs=foreign.outputs,
         unknown_index=unknown_index,
         masks={},
+        origin="the ONNX file in ONNX Runtime",
     )
 
 

@@ -21,6 +21,7 @@ from moon.export.fit_images import FIT_LIMIT
 from moon.export.fit_settings import asked_scores
 from moon.export.foreign import from_onnx
 from moon.export.pack import Precision, Values, Weights
+from moon.export.parity import Comparing
 from moon.export.record import Description
 from moon.export.trace import trace
 from moon.export.trt.request import EngineRequest, wanted
@@ -55,6 +56,7 @@ def to_bundle(
     fit_limit: int | None = FIT_LIMIT,
     input_dtype: InputType = "float32",
     features: bool = False,
+    comparing: Comparing | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Write a checkpoint as a bundle and calibrate it.
@@ -73,6 +75,7 @@ def to_bundle(
         fit_limit: fit to a random choice of so many of these images; None for all.
         weights, values, precision, max_change, score, carry, settings, p_values, input_dtype,
             features: see `Options`.
+        comparing: how the bundle is compared with the model; see `Comparing`.
 
     Raises:
         UsageError: ``out`` exists, or an option is wrong.
@@ -125,6 +128,7 @@ def to_bundle(
         reject=reject,
         force=force,
         engine=wanted(trt),
+        comparing=Comparing() if comparing is None else comparing,
         progress=progress,
     )
 

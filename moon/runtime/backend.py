@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
+from moon.backend_name import BackendName
 from moon.errors import DISTRIBUTION, BackendError
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def open_backend(
 
     Args:
         model: the bundle or ONNX bytes.
-        name: one of :data:`NAMES`.
+        name: one of :data:`NAMES`, ``onnxruntime`` also with a provider and options as
+            :mod:`moon.backend_name` describes.
         threads: threads for one inference; 0 leaves it to the backend.
         spin: let idle threads spin between runs, which is faster and keeps the cores busy; None
             for what the backend does by itself: ``onnxruntime`` does, ``sparse`` does not.
@@ -95,15 +97,25 @@ def open_backend(
 
     Raises:
         BackendError: no such backend, or it cannot run here.
+        UsageError: the name is not well formed.
         MissingExtraError: a package it needs is not installed.
     """
     if threads < 0:
         raise BackendError(f"threads must be 0 or more, not {threads}")
+    asked = BackendName.parse(name)
+    name = asked.name
     if name == "onnxruntime":
         from moon.runtime.onnxruntime import OnnxRuntime
 
         data, precision = _model(model)
-        return OnnxRuntime(data, threads=threads, spin=spin is not False, precision=precision)
+        return OnnxRuntime(
+            data,
+            on=asked,
+            threads=threads,
+            spin=spin is not False,
+            precision=precision,
+            warn=warn,
+        )
     if name == "sparse":
         from moon.runtime.sparse.backend import SparseBackend
         from moon.runtime.sparse.stored import find
@@ -163,7 +175,8 @@ def _sparse() -> Availability:
 def _onnxruntime() -> Availability:
     if find_spec("onnxruntime") is None:
         return Availability(False, "onnxruntime is not installed", "pip install onnxruntime")
-    for package in ("onnxruntime", "onnxruntime-gpu"):
+    brands = ("gpu", "openvino", "directml", "qnn")
+    for package in ("onnxruntime", *(f"onnxruntime-{brand}" for brand in brands)):
         try:
             return Availability(True, f"{package} {version(package)}, CPU")
         except PackageNotFoundError:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moon.bundle import Bundle
 from moon.errors import UsageError
 from moon.progress import Progress, silent
+from moon.runtime.agreement import precision_of
 from moon.runtime.backend import DEFAULT
 from moon.runtime.bench_host import Disturbance, EnergyMeter, Watch, host
 from moon.runtime.bench_stats import drift, ratio
@@ -49,7 +50,7 @@ class _Config:
     spin: bool
     rate: float | None
     preprocessing: str = "not included"
-    transfers: str = "none: host memory only"
+    transfers: str = "from and to host memory, within the query where the backend has its own"
     order: str = "blocks of all subjects in turn, every second round reversed"
 
 
@@ -217,7 +218,7 @@ def _subject(
     found = parity(
         golden,
         golden_outputs(bundle, subject.name, threads),
-        precision=bundle.manifest.precision,
+        precision=precision_of(bundle.manifest.precision, subject.name),
         threshold=golden_bars(bundle, golden, subject.name),
     )
     speedup = None if reference is None else ratio(reference.medians(), subject.medians())
@@ -254,10 +255,10 @@ def _unavailable(meter: EnergyMeter) -> dict[str, str]:
     """Why the nulls of a result are null."""
     reasons = {
         "build_ms": "the backend builds no engine",
-        "host_to_device_ms": "the backend computes in host memory",
-        "device_to_host_ms": "the backend computes in host memory",
+        "host_to_device_ms": "the backend takes host memory; what it copies is within compute_ms",
+        "device_to_host_ms": "the backend gives host memory; what it copies is within compute_ms",
         "backend.sparse_layers": "where null, the backend computes sparse layers as dense ones",
-        "gpu": "no backend measured here uses a GPU",
+        "gpu": "no backend measured here tells of one",
     }
     return reasons if meter.readable else {**reasons, "energy": meter.reason}
 

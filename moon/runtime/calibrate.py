@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moon.backend_name import BackendName
 from moon.bundle import Bundle
 from moon.choice import Choice
 from moon.errors import CalibrationError, DataError, UsageError
@@ -88,13 +89,19 @@ def calibrate(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     name = opened.gate_score if score is None else score
     asked = Asked.checked(opened, name, reject, method, delta, risk, per_class)
-    _check_choosing(name, ood, backend)
+    key = BackendName.parse(backend).key
+    _check_choosing(name, ood, key)
     from moon.data.labels import known_labels
     from moon.data.load import data_sha256
 
     images, rows = _opened(opened, source, limit, method)
     unknowns = open_ood(ood)
     runner = open_backend(opened, backend, threads=threads, warn=warn)
+    if runner.name != key:
+        raise CalibrationError(
+            f"{key} cannot run here, and its scores are not {runner.name}'s",
+            remedy=f"Calibrate {key} where it runs",
+        )
     choice: Choice | None = None
     seen: dict[str, NDArray[np.uint64]] = {}
     if name == AUTO:
@@ -107,7 +114,7 @@ def calibrate(
     refuse_trained(opened, images.spec, found.fingerprints, warn)
     refuse_fitted(opened, asked.score, images.spec, found.fingerprints, warn)
     evidence: Evidence = {
-        "backend": backend,
+        "backend": key,
         "data_sha256": data_sha256(images, rows),
         "reason": found.quantiles(),
     }
@@ -115,7 +122,7 @@ def calibrate(
     gate = asked.gate(found, None if labels is None else found.labels == labels, evidence)
     if choice is None:
         choice = _earlier_choice(opened, gate, warn)
-    return _written(opened, replace(gate, choice=choice), found, backend, warn)
+    return _written(opened, replace(gate, choice=choice), found, key, warn)
 
 
 def _opened(

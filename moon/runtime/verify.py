@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from moon.bundle import Bundle, Golden
-from moon.errors import BackendError, BundleError
+from moon.errors import BackendError, BundleError, MissingExtraError
 from moon.gate import Gate
-from moon.runtime.backend import backends, open_backend
+from moon.progress import Progress, silent
+from moon.runtime.agreement import TOLERANCE, precision_of, scaled_tolerance, tolerance
+from moon.runtime.backend import open_backend
+from moon.runtime.sampled import that_run
 from moon.runtime.trt.check import check_engines
 from moon.threshold import accepts, as_float32
+
+if TYPE_CHECKING:
+    from moon.data.items import Source
 
 __all__ = [
     "Check",
@@ -28,10 +34,6 @@ __all__ = [
     "verify",
 ]
 
-# Largest difference of a logit, for logits of up to about 10.
-_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-1}
-_LARGE = 10.0
-
 
 @dataclass(frozen=True)
 class Check:
@@ -41,11 +43,15 @@ class Check:
         name: what was checked.
         ok: whether it held.
         detail: the figures, or what is wrong.
+        figures: the figures again, for ``--json``, where images were compared.
+        remedy: what to do where it did not hold, "" where the detail says it.
     """
 
     name: str
     ok: bool
     detail: str
+    figures: Mapping[str, Any] | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +82,34 @@ class Parity:
         }
 
 
-def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
-    """Check a bundle's files, thresholds, and golden outputs on every backend that can run.
+def verify(
+    bundle: Bundle | str | os.PathLike[str],
+    data: str | Source | None = None,
+    *,
+    backends: Sequence[str] = (),
+    limit: int | None = None,
+    flips: int | None = None,
+    progress: Progress = silent,
+) -> list[Check]:
+    """Check a bundle's files, thresholds, and outputs on every backend that can run.
 
     Args:
         bundle: the bundle, which is read again from its folder, or that folder.
+        data: images, to compare every backend with ONNX Runtime's CPU provider over them too:
+            see :mod:`moon.runtime.verify_data`. Labels are not needed.
+        backends: names of those to check; default all that can run here.
+        limit: compare over so many of the images, spread evenly; default 1,000.
+        flips: decisions beyond the tolerance that may differ; default none in fp32, and one in
+            two hundred in fp16.
+        progress: told how many images are done.
 
     Returns:
-        A check for the files, one for the gate, one for each backend that can run here, and one
-        for each TensorRT engine in the bundle.
+        A check for the files, one for the gate, one for each backend over the golden inputs, one
+        for each TensorRT engine in the bundle, and one for each backend over ``data``.
         A bundle that cannot be opened gives the first alone, not ok.
+
+    Raises:
+        DataError, ImageError: the images cannot be read.
     """
     path = bundle.path if isinstance(bundle, Bundle) else bundle
     try:
@@ -94,10 +118,13 @@ def verify(bundle: Bundle | str | os.PathLike[str]) -> list[Check]:
         return [Check("files", False, str(error))]
     files = len(opened.manifest.files) + 1
     checks = [Check("files", True, f"{files} files whole, schema 1"), _gate(opened)]
-    for name, available in backends().items():
-        if available.ok and name != "fake":  # it makes its outputs up
-            checks.append(_golden(opened, name))
+    names = list(backends) or that_run()
+    checks += [_golden(opened, name) for name in names]
     checks.extend(Check(*found) for found in check_engines(opened))
+    if data is not None:
+        from moon.runtime.verify_data import over_images
+
+        checks += over_images(opened, data, names, limit, flips, progress)
     return checks
 
 
@@ -126,7 +153,7 @@ def parity(
         bar = as_float32(threshold)
         then, now = as_float32(golden["score"]), as_float32(outputs["score"])
         # Some scores are in the hundreds, and float32 rounds them in proportion.
-        slack = np.maximum(allowed, _TOLERANCE[precision] * np.abs(then.astype(np.float64)))
+        slack = np.maximum(allowed, TOLERANCE[precision] * np.abs(then.astype(np.float64)))
         clear = ~(np.abs(then.astype(np.float64) - bar) <= slack)
         same = accepts(then, bar) == accepts(now, bar)
         agreement = float(np.mean(same[clear])) if clear.any() else None
@@ -138,16 +165,6 @@ def parity(
         max_abs_within=near,
         within=near and top1 == 1 and agreement in (None, 1.0),
     )
-
-
-def tolerance(logits_NL: NDArray[Any], precision: str) -> float:
-    """Largest difference allowed: 1e-4 in fp32, 2e-2 in fp16; in proportion for logits past 10."""
-    return float(scaled_tolerance(np.abs(logits_NL).max(initial=0.0), precision))
-
-
-def scaled_tolerance(largest: ArrayLike, precision: str) -> NDArray[np.float64]:
-    """The same by the largest logit, or by each image's own."""
-    return _TOLERANCE[precision] * np.maximum(1.0, np.asarray(largest, np.float64) / _LARGE)
 
 
 def _silent(message: str) -> None:
@@ -205,15 +222,13 @@ def _golden(bundle: Bundle, name: str) -> Check:
     notes: list[str] = []
     try:
         outputs = golden_outputs(bundle, name, warn=notes.append)
-    except BackendError as error:
+    except (BackendError, MissingExtraError) as error:
         return Check(name, False, str(error))
+    precision = precision_of(bundle.manifest.precision, name)
     found = parity(
-        golden,
-        outputs,
-        precision=bundle.manifest.precision,
-        threshold=golden_bars(bundle, golden, name),
+        golden, outputs, precision=precision, threshold=golden_bars(bundle, golden, name)
     )
-    allowed = tolerance(golden["logits"], bundle.manifest.precision)
+    allowed = tolerance(golden["logits"], precision)
     decisions = "none to compare" if found.gate_agreement is None else f"{found.gate_agreement:.1%}"
     gates_itself = _gates_itself(bundle, name, outputs)
     return Check(

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,7 +7,6 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from moon.errors import ExportError, ParityError
 from moon.export.checks import (
-    check_agreement,
     check_onnx,
     check_scores,
     check_zeros,
@@ -47,61 +44,6 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         compare(other, LOGITS)
     with pytest.raises(ParityError, match="shape"):
         compare(LOGITS, LOGITS[:1])
-
-
-def outputs(
-    scores: Any, flipped: int = 0, *, score: str = "ebo", peak: float = 0.01
-) -> dict[str, NDArray[Any]]:
-    values = np.asarray(scores, np.float32)
-    logits = np.tile(np.array([peak, 0, 0], np.float32), (len(values), 1))
-    logits[:flipped] = [0, peak, 0]
-    return {"logits": logits, f"score_{score}": values}
-
-
-def test_fp16_must_agree_on_the_class() -> None:
-    scores = np.zeros(1000)
-    check_agreement(outputs(scores), outputs(scores, flipped=1), score="ebo", threshold=None)
-    with pytest.raises(ParityError, match=r"same class for 99.80% of 1000 images, less than 99.9%"):
-        check_agreement(outputs(scores), outputs(scores, flipped=2), score="ebo", threshold=None)
-
-
-def test_fp16_must_agree_on_the_decision_away_from_the_threshold() -> None:
-    wide = np.linspace(0, 10, 1000)
-    threshold = 5.0
-    near = np.abs(wide - threshold) < 2e-2
-    assert 1 < near.sum() < 10
-    # All those near the threshold decide otherwise, and do not count.
-    close = np.where(near, 2 * threshold - wide, wide)
-    report = check_agreement(outputs(wide), outputs(close), score="ebo", threshold=threshold)
-    assert report["gate_agreement"] == 1
-    assert report["gate_images"] == 1000 - near.sum()
-    far = wide.copy()
-    far[:6] = 9
-    with pytest.raises(ParityError, match=r"decides the same for 99.40% of 996 images, less than"):
-        check_agreement(outputs(wide), outputs(far), score="ebo", threshold=threshold)
-
-
-def test_large_logits_move_the_score_further() -> None:
-    scores = np.full(1000, 5.1)
-    for peak, counted in ((1.0, 1000), (100.0, 0)):
-        found = outputs(scores, peak=peak)
-        report = check_agreement(found, found, score="ebo", threshold=5.0)
-        assert report["gate_images"] == counted
-        assert report["gate_agreement"] == (1.0 if counted else None)
-
-
-@pytest.mark.parametrize(("score", "sign"), [("unknown", -1.0), ("msp", 1.0)])
-def test_small_probabilities_count_too(score: str, sign: float) -> None:
-    """p(unknown) is about 1e-5 on known images: far from the threshold at a distance of 1e-4."""
-    p = np.full(1000, 1e-5)
-    threshold = sign * (2e-4 if score == "unknown" else 1e-6)
-    wide = outputs(sign * p, score=score)
-    report = check_agreement(wide, wide, score=score, threshold=threshold)
-    assert (report["gate_agreement"], report["gate_images"]) == (1.0, 1000)
-    moved = outputs(sign * p, score=score)
-    moved[f"score_{score}"][:6] = threshold - 1e-3
-    with pytest.raises(ParityError, match=r"decides the same for 99.40% of 1000 images"):
-        check_agreement(wide, moved, score=score, threshold=threshold)
 
 
 def test_a_masked_weight_that_came_to_life_is_noticed(
