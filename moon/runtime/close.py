@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moon.runtime.verify import scaled_tolerance
+from moon.runtime.agreement import scaled_tolerance
 from moon.scores import known_logits
 from moon.threshold import as_float32
 

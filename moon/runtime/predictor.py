@@ -16,6 +16,7 @@ from moon.bundle import Bundle
 from moon.data.preprocess import ImageLike
 from moon.errors import BundleError, ImageError, UsageError
 from moon.gate import Decision, Gate, explain
+from moon.runtime.agreement import precision_of
 from moon.runtime.backend import DEFAULT, Backend, open_backend
 from moon.runtime.close import close_calls, decide_alone
 from moon.scores import ebo, known_probabilities, unknown_probability
@@ -115,7 +116,8 @@ class Predictor:
         if len(batch) < 2:
             return outputs
         bars = self._bars(outputs["label"])
-        index, precision = manifest.unknown_index, manifest.precision
+        index = manifest.unknown_index
+        precision = precision_of(manifest.precision, self.backend.name)
         rows = close_calls(outputs, bars, unknown_index=index, precision=precision)
         return decide_alone(outputs, rows, lambda row: self._run(batch[row : row + 1]))
 

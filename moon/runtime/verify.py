@@ -14,7 +14,7 @@ from moon.bundle import Bundle, Golden
 from moon.errors import BackendError, BundleError, MissingExtraError
 from moon.gate import Gate
 from moon.progress import Progress, silent
-from moon.runtime.agreement import TOLERANCE, precision_of, scaled_tolerance, tolerance
+from moon.runtime.agreement import TOLERANCE, precision_of, tolerance
 from moon.runtime.backend import open_backend
 from moon.runtime.sampled import that_run
 from moon.runtime.trt.check import check_engines
@@ -23,16 +23,7 @@ from moon.threshold import accepts, as_float32
 if TYPE_CHECKING:
     from moon.data.items import Source
 
-__all__ = [
-    "Check",
-    "Parity",
-    "golden_bars",
-    "golden_outputs",
-    "parity",
-    "scaled_tolerance",
-    "tolerance",
-    "verify",
-]
+__all__ = ["Check", "Parity", "golden_bars", "golden_outputs", "parity", "tolerance", "verify"]
 
 
 @dataclass(frozen=True)
