@@ -190,9 +190,10 @@ class Manifest:
 
     @property
     def precision(self) -> str:
-        """fp32, or fp16 where the export says the graph computes in it."""
+        """fp32, or fp16 or int8 where the export says the graph computes in it."""
         export = self.provenance.get("export")
-        return "fp16" if isinstance(export, dict) and export.get("precision") == "fp16" else "fp32"
+        given = export.get("precision") if isinstance(export, dict) else None
+        return given if given in ("fp16", "int8") else "fp32"
 
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""

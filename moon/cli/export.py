@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Values", "Weights", "export"]
+__all__ = ["Precision", "Values", "Weights", "export"]
 
 from enum import Enum
 from pathlib import Path
@@ -46,6 +46,12 @@ class Values(str, Enum):
     fp16 = "fp16"
 
 
+class Precision(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
 def export(
     context: typer.Context,
     model: Annotated[
@@ -65,8 +71,16 @@ def export(
         Values, typer.Option("--values", help="How the file stores each weight's value.")
     ] = Values.fp32,
     precision: Annotated[
-        Values, typer.Option("--precision", help="The arithmetic of the graph.")
-    ] = Values.fp32,
+        Precision, typer.Option("--precision", help="The arithmetic of the graph.")
+    ] = Precision.fp32,
+    max_change: Annotated[
+        float,
+        typer.Option(
+            "--max-change",
+            metavar="SHARE",
+            help="int8 only: share of held-out images whose label or decision may change.",
+        ),
+    ] = 0.02,
     score: Annotated[
         str, typer.Option("--score", metavar="NAME", help="The gate's score.")
     ] = "ebo",
@@ -171,6 +185,7 @@ def export(
         "weights": weights.value,
         "values": values.value,
         "precision": precision.value,
+        "max_change": max_change,
         "score": score,
         "carry": tuple(carry),
         "settings": _settings(setting),
@@ -260,12 +275,11 @@ def _show(facts: dict[str, Any], gate: Any) -> None:
     table.add_row("Sparsity", f"{percent(facts['sparsity'])} ({facts['pattern']})")
     table.add_row("model.onnx", bytes_line(facts))
     table.add_row("Scores", ", ".join(facts["scores"]))
-    left_out = facts["provenance"].get("export", {}).get("left_out", {})
-    for name, why in left_out.items():
+    export = facts["provenance"].get("export", {})
+    for name, why in export.get("left_out", {}).items():
         table.add_row("", escape(f"not {name}: {why}"))
     table.add_row("Gate", gate_line(gate))
-    compared = facts["provenance"].get("export", {}).get("parity", {})
-    for what, line in parity_lines(compared):
+    for what, line in parity_lines(export.get("parity", {})):
         table.add_row(what, escape(line))
     add_engines(table, facts)
     output().print(table)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["ParityBackend", "ParityFlips", "ParityImages", "agreement_line", "parity_lines"]
+__all__ = [
+    "ParityBackend",
+    "ParityFlips",
+    "ParityImages",
+    "agreement_line",
+    "int8_line",
+    "parity_lines",
+]
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -49,11 +56,23 @@ def parity_lines(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"  {name}", f"not compared: {found['not_compared']}"
         else:
             yield f"  {name}", "; ".join([agreement_line(found), *found["notes"]])
+    if "int8" in parity:
+        yield "  int8", int8_line(parity["int8"])
     if "rounding" in parity:
         yield "  rounding", f"{agreement_line(parity['rounding'])}; of the weights, by itself"
     if "largest_in_fp16" in parity:
         largest = parity["largest_in_fp16"]
         yield "  largest", f"{largest['value']:,.0f} of fp16's 65,504, in {largest['layer']}"
+
+
+def int8_line(measured: Mapping[str, Any]) -> str:
+    """What int8 changed, over images that neither ranges nor scores were fitted to."""
+    same = [f"{measured[f'{what}_agreement']:.2%}" for what in ("top1", "gate")]
+    line = f"labels {same[0]}, decisions {same[1]} those of fp32"
+    if measured["accuracy"] is not None:
+        accuracy = measured["accuracy"]
+        line = f"accuracy {accuracy['int8']:.2%}, of fp32 {accuracy['fp32']:.2%}; {line}"
+    return f"{line}; over {measured['images']:,} images"
 
 
 def agreement_line(found: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from moon.bundle import Bundle, golden_bytes, write_bundle
 from moon.data.fingerprint import TrainingSketch, sketch
@@ -21,8 +22,11 @@ from moon.errors import ExportError, MoonError, UsageError
 from moon.export.build import Built, Classifier, Options, build
 from moon.export.fit_images import FIT_LIMIT, TRAINING, FitImages
 from moon.export.fitting import Fitting, fit_scores
+from moon.export.int8 import to_int8
+from moon.export.int8_check import Int8Answers
 from moon.export.pack import round_values
 from moon.export.parity import Comparing, Sample, check_backends, check_sample, run_backends
+from moon.export.ranges import RangeImages
 from moon.export.record import Description, manifest_fields
 from moon.export.samples import golden_images, outputs
 from moon.export.score_errors import ScoreError
@@ -76,13 +80,20 @@ def assemble(
     if engine is not None:
         choose(engine)
     progress(0, 2, "exporting")
-    fitting = _fit(
-        classifier, description, options, FitImages(training, source, fit_limit), progress
-    )
-    fitting, golden, built = _build(classifier, options, fitting)
+    ranges = RangeImages.choose(training, source) if options.precision == "int8" else None
+    body = round_values(classifier.body, options.stored)
+    if ranges is not None:
+        body, source = to_int8(body, ranges.batches(classifier.preprocess)), ranges.held_out
+    images = FitImages(training, source, fit_limit)
+    fitting = _fit(classifier, description, options, body, images, progress)
+    fitting, golden, built = _build(classifier, options, fitting, body)
     source = fitting.held_out
     sample = Sample.of(classifier, options, built, source, fitting.scores, comparing, progress)
     report = {**built.report, **check_sample(sample, classifier, options, built)}
+    if ranges is not None:
+        fitting = fitting.also(ranges.of_scores(built.scores))
+        report["int8"] = _check_int8(built, options, description, classifier, source, reject)
+        report["int8"]["ranges"] = ranges.to_json()
     fields = manifest_fields(classifier, description, options, built, report, fitting)
     seen = _seen(fitting, classifier.preprocess, trained_on)
     files = _files(built, options, classifier.preprocess, golden, seen)
@@ -104,7 +115,7 @@ def assemble(
 
 
 def _build(
-    classifier: Classifier, options: Options, fitting: Fitting
+    classifier: Classifier, options: Options, fitting: Fitting, body: ModelProto
 ) -> tuple[Fitting, NDArray[np.uint8], Built]:
     """The graph, and the golden images it was checked on.
 
@@ -113,12 +124,27 @@ def _build(
     while True:
         golden = golden_images(fitting.held_out, classifier.preprocess)
         try:
-            return fitting, golden, build(classifier, options, golden, fitting.scores)
+            int8 = body if options.precision == "int8" else None
+            return fitting, golden, build(classifier, options, golden, fitting.scores, int8=int8)
         except ScoreError as error:
             asked = error.score in (options.score, *options.carry)
             if asked or error.score not in fitting.record:
                 raise
             fitting = fitting.without(error.score, error.cause)
+
+
+def _check_int8(
+    built: Built,
+    options: Options,
+    description: Description,
+    classifier: Classifier,
+    source: Source | None,
+    reject: float,
+) -> dict[str, Any]:
+    if source is None:
+        raise ExportError("an int8 graph is checked on held-out images, and none are left")
+    answers = Int8Answers.of(built, options, source, classifier.preprocess, description.classes)
+    return answers.check(reject, options.max_change)
 
 
 def _seen(
@@ -161,12 +187,13 @@ def _fit(
     classifier: Classifier,
     description: Description,
     options: Options,
+    body: ModelProto,
     images: FitImages,
     progress: Progress,
 ) -> Fitting:
     """The scores asked for, fitted to what the weights answer as they will be stored."""
     return fit_scores(
-        round_values(classifier.body, options.stored),
+        body,
         images,
         score=options.score,
         carry=options.carry,

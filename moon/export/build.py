@@ -26,7 +26,16 @@ from moon.export.graph import HEAD, array, initializers, weight_names
 from moon.export.half import to_half
 from moon.export.head import add_head, add_normalisation
 from moon.export.overflow import largest_in_half, refuse_overflow
-from moon.export.pack import VALUES, WEIGHTS, Values, Weights, pack, round_values
+from moon.export.pack import (
+    PRECISIONS,
+    VALUES,
+    WEIGHTS,
+    Precision,
+    Values,
+    Weights,
+    pack,
+    round_values,
+)
 from moon.export.session import Session, check_survives
 from moon.scores import FittedScore
 
@@ -44,7 +53,10 @@ class Options:
     Args:
         weights: "compact", "dense" or "coo".
         values: "fp32", or "fp16" to store weights at half the size; arithmetic is not affected.
-        precision: "fp32", or "fp16" for a graph that computes in fp16; the score head stays fp32.
+        precision: "fp32", or "fp16" or "int8" for a graph that computes in it; the score head
+            stays fp32, and with int8 the last linear layer.
+        max_change: with int8, the largest share of held-out images whose label, or whose decision
+            at the same promise, may be another than fp32's.
         score: the gate's score.
         carry: further scores in the graph, by name; "all" for every one that can be had.
         settings: by score, keywords of its fit, such as {"knn": {"size": 500}}.
@@ -58,7 +70,8 @@ class Options:
 
     weights: Weights = "compact"
     values: Values = "fp32"
-    precision: Values = "fp32"
+    precision: Precision = "fp32"
+    max_change: float = 0.02
     score: str = "ebo"
     carry: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -72,12 +85,19 @@ class Options:
         for name, known in (
             ("weights", WEIGHTS),
             ("values", VALUES),
-            ("precision", VALUES),
+            ("precision", PRECISIONS),
             ("input_dtype", ("float32", "uint8")),
         ):
             given = getattr(self, name)
             if given not in known:
                 raise UsageError(f"{name} must be {' or '.join(known)}, not {given!r}")
+        if not 0 <= self.max_change <= 1:
+            raise UsageError(f"max_change must be a share in [0, 1], not {self.max_change}")
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the graph's weights are others than the model's."""
+        return self.stored == "fp16" or self.precision == "int8"
 
     @property
     def stored(self) -> Values:
@@ -120,7 +140,7 @@ class Built:
         dense_bytes: size of the graph with dense fp32 weights.
         score_bytes: of it, constants of fitted scores and p-values; they are not packed.
         scores: names of the scores the graph carries, in order.
-        layers: weight by name: shape, nonzeros and density, as stored.
+        layers: weight by name: shape, nonzeros and density, as stored; with int8, as in ``wide``.
         report: figures of the checks, for the record.
     """
 
@@ -136,13 +156,19 @@ class Built:
 
 
 def build(
-    classifier: Classifier, options: Options, golden: Pixels, fitted: Sequence[FittedScore] = ()
+    classifier: Classifier,
+    options: Options,
+    golden: Pixels,
+    fitted: Sequence[FittedScore] = (),
+    *,
+    int8: ModelProto | None = None,
 ) -> Built:
     """Write ``classifier`` as ``options`` say, checking after every step.
 
     Args:
         golden: uint8 [n, H, W, C], images the steps are compared on.
         fitted: scores with constants, that the graph is to carry.
+        int8: the body in int8, where that is the precision.
 
     Raises:
         UsageError: the score cannot be had from this model.
@@ -159,7 +185,8 @@ def build(
     plain = Session(classifier.body)
     check_batches(plain, images, wanted)
     logits = plain.run_batches("input", images)["logits"]
-    report = {"traced": require(wanted, logits, "fp32", "the traced graph").to_json()}
+    traced = require(wanted, logits, "fp32", "the traced graph")
+    report: dict[str, Any] = {"traced": traced.to_json()}
 
     dense = _with_head(classifier.body, classifier, options, fitted)
     check_onnx(dense)
@@ -169,10 +196,15 @@ def build(
         half = to_half(round_values(classifier.body, "fp16"))
         chosen = _with_head(half, classifier, options, fitted)
         check_onnx(chosen)
+    elif int8 is not None:
+        check_zeros(classifier.masks, int8)
+        report["rounded_to_zero"] = _nonzeros(wide) - _nonzeros(int8)
+        chosen = _with_head(int8, classifier, options, fitted)
+        check_onnx(chosen)
     packed = pack(chosen, weights=options.weights, values=options.stored)
     # The checker's shape inference knows no sparse initializers.
     check_onnx(packed, full=options.weights != "coo")
-    if options.precision == "fp16":
+    if options.precision != "fp32":
         check_survives(chosen)
         check_survives(packed)
     check_packed(packed, chosen)
@@ -193,7 +225,8 @@ def build(
             for value in packed.graph.output
             if value.name.startswith("score_")
         ),
-        layers=_layers(chosen),
+        # What int8 rounds to zero is no sparsity of the model's.
+        layers=_layers(chosen if int8 is None else wide),
         report=report,
     )
 
@@ -240,6 +273,10 @@ def _compare_steps(
 def _score_bytes(model: ModelProto, fitted: Sequence[FittedScore]) -> int:
     heads = ("p_scores", "p_levels", *(f"{HEAD}{one.name}/" for one in fitted))
     return sum(t.ByteSize() for t in model.graph.initializer if t.name.startswith(heads))
+
+
+def _nonzeros(model: ModelProto) -> int:
+    return sum(layer["nonzeros"] for layer in _layers(model).values())
 
 
 def _layers(model: ModelProto) -> dict[str, dict[str, Any]]:

@@ -123,8 +123,13 @@ class FitImages:
             return source
         return source.select(_parts(len(source))[1])
 
-    def refuse_shared(self, fitted_to: FittedTo | None, held_out: Source | None) -> None:
+    def refuse_shared(
+        self, fitted_to: FittedTo | None, held_out: Source | None, what: str = "scores"
+    ) -> None:
         """Images that a score was fitted to look too familiar to it to calibrate by.
+
+        Args:
+            what: was fitted, as the error calls it.
 
         Raises:
             CalibrationError: more than a stray few of the held-out images are among them.
@@ -135,7 +140,7 @@ class FitImages:
         shared = int(np.isin(own, fingerprints(fitted_to.source, fitted_to.rows)).sum())
         if shared > _DUPLICATES * len(own):
             raise CalibrationError(
-                f"scores were fitted to {shared:,} of the {len(own):,} held-out images of "
+                f"{what} were fitted to {shared:,} of the {len(own):,} held-out images of "
                 f"{held_out.spec}, so no promise could be made from them",
                 remedy="Give other images with --data or --fit",
             )

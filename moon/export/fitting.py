@@ -43,6 +43,10 @@ class Fitting:
         """The held-out images that no score was fitted to, for the calibration."""
         return self.images.rest(self.record)
 
+    def also(self, fitted_to: FittedTo) -> Fitting:
+        """The same, the network itself being fitted to some images too."""
+        return replace(self, fitted_to=(*self.fitted_to, fitted_to))
+
     def without(self, name: str, why: str) -> Fitting:
         """The others, the score ``name`` left out."""
         fitted_to = [

@@ -19,7 +19,7 @@ from moon.export.assemble import assemble, check_free
 from moon.export.build import Classifier, InputType, Options
 from moon.export.fit_images import FIT_LIMIT
 from moon.export.intake import Foreign, read_foreign
-from moon.export.pack import Values, Weights
+from moon.export.pack import Precision, Values, Weights
 from moon.export.parity import Comparing
 from moon.export.record import Description
 from moon.export.session import Session
@@ -48,7 +48,8 @@ def from_onnx(
     trt: EngineRequest | bool = False,
     weights: Weights = "compact",
     values: Values = "fp32",
-    precision: Values = "fp32",
+    precision: Precision = "fp32",
+    max_change: float = 0.02,
     score: str = "ebo",
     carry: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -79,8 +80,8 @@ def from_onnx(
         trt: a TensorRT engine too: which, or True for fp16 on the GPU at hand.
         fit: the images the model was trained on, for scores that are fitted to them.
         fit_limit: fit to a random choice of so many of these images; None for all.
-        weights, values, precision, score, carry, settings, p_values, input_dtype, features: see
-            `Options`.
+        weights, values, precision, max_change, score, carry, settings, p_values, input_dtype,
+            features: see `Options`.
         comparing: how the bundle is compared with the model; see `Comparing`.
 
     Raises:
@@ -92,6 +93,7 @@ def from_onnx(
         weights=weights,
         values=values,
         precision=precision,
+        max_change=max_change,
         score=score,
         carry=tuple(carry),
         settings=settings or {},

@@ -42,6 +42,7 @@ IR_VERSION = 10
 HEAD = "head/"
 # Operators whose second input is a weight.
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_WEIGHT_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8}
 
 
 def copied(model: ModelProto) -> ModelProto:
@@ -106,23 +107,23 @@ def users(model: ModelProto) -> dict[str, list[NodeProto]]:
 
 
 def weight_names(model: ModelProto) -> list[str]:
-    """Names of the float initializers that are weights of Conv, Gemm or MatMul, in graph order.
+    """Names of the initializers that are weights of Conv, Gemm or MatMul, in graph order.
 
-    Constants of the score head (``head/...``) are not weights of the model.
+    They are float, or int8 behind a DequantizeLinear. Constants of the score head (``head/...``)
+    are not weights of the model.
     """
     known = initializers(model)
+    stored = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     names: dict[str, None] = {}
     for node in model.graph.node:
         if node.op_type not in _WEIGHTED or len(node.input) < 2:
             continue
         candidates = node.input[:2] if node.op_type == "MatMul" else node.input[1:2]
-        for name in candidates:
+        for name in (stored.get(name, name) for name in candidates):
             tensor = known.get(name)
-            floating = tensor is not None and tensor.data_type in (
-                TensorProto.FLOAT,
-                TensorProto.FLOAT16,
-            )
-            if floating and len(known[name].dims) >= 2 and not name.startswith(HEAD):
+            if tensor is None or tensor.data_type not in _WEIGHT_TYPES:
+                continue
+            if len(tensor.dims) >= 2 and not name.startswith(HEAD):
                 names[name] = None
     return list(names)
 

@@ -86,7 +86,9 @@ def file_bytes(model: bytes) -> FileBytes:
     dense = weights(model)
     graph = onnx.load_model_from_string(model).graph
     sources = _Sources(graph)
-    made = {name: sources.of(name) for name in dense}
+    # A weight stored as integers takes its scale as well.
+    wide = {n.input[0]: n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    made = {name: sources.of(wide.get(name, name)) for name in dense}
     # What several layers are made from, such as an axis, belongs to the rest.
     readers = Counter(part for parts in made.values() for part in parts)
     layers = [

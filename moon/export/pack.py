@@ -24,12 +24,23 @@ from moon.export.codec import KINDS, Kind, encode
 from moon.export.graph import array, copied, initializers, weight_names
 from moon.export.unpacking import SHARED, Parts, compact, coordinates, narrow, plain
 
-__all__ = ["VALUES", "WEIGHTS", "Values", "Weights", "pack", "round_values"]
+__all__ = [
+    "PRECISIONS",
+    "VALUES",
+    "WEIGHTS",
+    "Precision",
+    "Values",
+    "Weights",
+    "pack",
+    "round_values",
+]
 
 Weights = Literal["dense", "compact", "coo"]
 Values = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 WEIGHTS: tuple[str, ...] = ("dense", "compact", "coo")
 VALUES: tuple[str, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[str, ...] = ("fp32", "fp16", "int8")
 
 
 def round_values(model: ModelProto, values: Values) -> ModelProto:

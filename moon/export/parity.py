@@ -5,6 +5,7 @@ The chain, each link over the same images:
     the model (PyTorch) -> the traced graph    fp32's tolerance
     the traced graph    -> rounded weights     what rounding alone does; reported, not limited
     rounded weights     -> every backend       the tolerance of what it computes in
+    the int8 graph      -> every backend       int8's tolerance
 
 Where weights keep their fp32 values the chain is one link: the model -> every backend.
 """
@@ -110,7 +111,7 @@ class Sample:
         logits = _original(classifier, pixels)
         constants = next((one for one in fitted if one.name == options.score), None)
         reads = ("logits",) if constants is None else constants.reads
-        rounds, needs_graph = options.stored == "fp16", "features" in reads
+        rounds, needs_graph = options.rounds, "features" in reads
         original: dict[str, NDArray[Any]] = {"logits": logits, "label": _labels(classifier, logits)}
         if not needs_graph:
             original["score"] = _score(options.score, constants, logits, classifier)
@@ -124,6 +125,10 @@ class Sample:
             # The model gives no features, so its score is that of its graph.
             return cls(origin=classifier.origin, expected=original, **known)
         progress(2, 3, "running the model")
+        if options.precision == "int8":  # int8_check has what int8 itself changes
+            narrow = _graph(built.chosen, options, classifier.preprocess, pixels)
+            known["traced"] = original, dense
+            return cls(origin="its int8 graph", expected=narrow, **known)
         wide = _graph(built.wide, options, classifier.preprocess, pixels)
         return cls(
             origin="its graph in fp32 with weights rounded the same way",

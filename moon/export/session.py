@@ -24,15 +24,18 @@ class Session:
     Args:
         model: the graph.
         threads: one, so that two runs agree bit for bit; 0 for as many as there are cores.
+        optimise: let it change the graph.
 
     Raises:
         ExportError: ONNX Runtime does not accept the graph.
     """
 
-    def __init__(self, model: ModelProto | bytes, *, threads: int = 1) -> None:
+    def __init__(
+        self, model: ModelProto | bytes, *, threads: int = 1, optimise: bool = True
+    ) -> None:
         data = model if isinstance(model, bytes) else model.SerializeToString()
         try:
-            self._session = open_session(data, threads=threads)
+            self._session = open_session(data, threads=threads, optimise=optimise)
         except BackendError as error:
             raise ExportError(f"the graph cannot be loaded: {error.cause}") from error
         self._names = [output.name for output in self._session.get_outputs()]

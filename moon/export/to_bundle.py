@@ -20,7 +20,7 @@ from moon.export.build import Classifier, InputType, Options
 from moon.export.fit_images import FIT_LIMIT
 from moon.export.fit_settings import asked_scores
 from moon.export.foreign import from_onnx
-from moon.export.pack import Values, Weights
+from moon.export.pack import Precision, Values, Weights
 from moon.export.parity import Comparing
 from moon.export.record import Description
 from moon.export.trace import trace
@@ -46,7 +46,8 @@ def to_bundle(
     trt: EngineRequest | bool = False,
     weights: Weights = "compact",
     values: Values = "fp32",
-    precision: Values = "fp32",
+    precision: Precision = "fp32",
+    max_change: float = 0.02,
     score: str = "ebo",
     carry: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -72,8 +73,8 @@ def to_bundle(
         fit: the images the model was trained on, for scores that are fitted to them; default
             the run's training images.
         fit_limit: fit to a random choice of so many of these images; None for all.
-        weights, values, precision, score, carry, settings, p_values, input_dtype, features: see
-            `Options`.
+        weights, values, precision, max_change, score, carry, settings, p_values, input_dtype,
+            features: see `Options`.
         comparing: how the bundle is compared with the model; see `Comparing`.
 
     Raises:
@@ -87,6 +88,7 @@ def to_bundle(
         weights=weights,
         values=values,
         precision=precision,
+        max_change=max_change,
         score=score,
         carry=tuple(carry),
         settings=settings or {},
@@ -97,12 +99,13 @@ def to_bundle(
     checkpoint = _checkpoint(checkpoint_or_run)
     source = _source(checkpoint, data)
     fitting = asked_scores(score, carry)
-    if fit is not None and not fitting:
+    ranges = precision == "int8"
+    if fit is not None and not fitting and not ranges:
         raise UsageError(
             "training images are given, and no score is fitted to any",
             remedy="Leave --fit out, or name a score with --carry",
         )
-    training = _training(checkpoint, fit) if fitting else None
+    training = _training(checkpoint, fit, needed=bool(fitting)) if fitting or ranges else None
     model = checkpoint.model()
     preprocess = checkpoint.preprocess
     classifier = Classifier(
@@ -167,8 +170,11 @@ def _source(checkpoint: Checkpoint, data: str | Source | None) -> Source:
     return source if recorded.indices is None else source.select(recorded.indices)
 
 
-def _training(checkpoint: Checkpoint, fit: str | Source | None) -> Source | None:
+def _training(checkpoint: Checkpoint, fit: str | Source | None, *, needed: bool) -> Source | None:
     """The images to fit scores to: those given, else those the run was trained on.
+
+    Args:
+        needed: held-out images would not do.
 
     Raises:
         DataError: they cannot be read here.
@@ -180,6 +186,8 @@ def _training(checkpoint: Checkpoint, fit: str | Source | None) -> Source | None
     try:
         return training_source(checkpoint.recipe)
     except DataError as error:
+        if not needed:
+            return None
         raise DataError(
             f"the run's training images, to fit the score to, cannot be read: {error.cause}",
             remedy="Give them with --fit",

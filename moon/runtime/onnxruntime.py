@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moon.backend_name import BackendName
 from moon.errors import BackendError
 from moon.runtime.ending import UNDER_WAY
+from moon.runtime.heap import give_back
 from moon.threshold import accepts
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ class OnnxRuntime:
     ) -> None:
         asked = BackendName("onnxruntime") if on is None else on
         self._session, self._placement = _opened(model, asked, threads, spin, warn)
+        give_back()
         self._elsewhere = self._placement is not None and not self._placement.fell_back
         self.name = asked.key if self._elsewhere else "onnxruntime"
         self._on = asked

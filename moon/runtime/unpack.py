@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["dense_model", "weights"]
 
-# Operators whose result differs from run to run.
-_RANDOM = frozenset(
+# Operators whose result differs from run to run, and one that tells a runtime, by standing in
+# front of a layer, that the layer can compute in integers.
+_KEPT = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
-     "Bernoulli", "Dropout"}
+     "Bernoulli", "Dropout", "DequantizeLinear"}
 )  # fmt: skip
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -32,7 +33,8 @@ _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 def dense_model(model: bytes) -> bytes:
     """The same graph with constant nodes and sparse initializers as dense initializers.
 
-    Initializers that are also graph inputs can be overridden, so what depends on them stays.
+    Weights behind a DequantizeLinear stay in the type they are stored in. Initializers that are
+    also graph inputs can be overridden, so what depends on them stays.
     Nested graphs are left as they are, but what they read from outside is kept.
 
     Args:
@@ -74,7 +76,8 @@ def dense_model(model: bytes) -> bytes:
 def weights(model: bytes) -> dict[str, NDArray[Any]]:
     """The constant weights of Conv, ConvTranspose, Gemm and MatMul by name, dense.
 
-    Constants of the score head (``head/...``) are not weights of the model.
+    Those behind a DequantizeLinear are given as stored. Constants of the score head
+    (``head/...``) are not weights of the model.
 
     Args:
         model: an ONNX file, packed or not.
@@ -85,11 +88,13 @@ def weights(model: bytes) -> dict[str, NDArray[Any]]:
     onnx = _onnx()
     graph = _parse(dense_model(model)).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
+    stored = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "DequantizeLinear"}
     found: dict[str, NDArray[Any]] = {}
     for node in graph.node:
         if node.op_type not in _WEIGHTED:
             continue
-        for name in node.input[:2] if node.op_type == "MatMul" else node.input[1:2]:
+        read = node.input[:2] if node.op_type == "MatMul" else node.input[1:2]
+        for name in (stored.get(name, name) for name in read):
             if name in tensors and len(tensors[name].dims) >= 2 and not name.startswith("head/"):
                 found[name] = np.array(onnx.numpy_helper.to_array(tensors[name]))
     return found
@@ -148,7 +153,7 @@ def _constant_nodes(graph: onnx.GraphProto) -> tuple[set[str], set[int]]:
     folded: set[int] = set()
     for i, node in enumerate(graph.node):  # nodes stand in an order they can run in
         inputs = [name for name in node.input if name]
-        own = node.op_type == "Constant" or (inputs and node.op_type not in _RANDOM)
+        own = node.op_type == "Constant" or (inputs and node.op_type not in _KEPT)
         if own and not _subgraphs(node) and all(name in constant for name in inputs):
             folded.add(i)
             constant |= {name for name in node.output if name}

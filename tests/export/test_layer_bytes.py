@@ -81,7 +81,8 @@ def test_quantised_weights_of_other_tools_are_counted() -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "mask/scale"))
     node = helper.make_node("DequantizeLinear", ["mask/whole", "mask/scale"], ["mask"])
     model.graph.node.insert(0, node)
-    layer = next(one for one in file_bytes(model.SerializeToString()).layers if one.name == "mask")
+    layers = file_bytes(model.SerializeToString()).layers
+    layer = next(one for one in layers if one.name == "mask/whole")
     assert (layer.form, layer.values) == ("dense", "int8")
     assert whole.nbytes < layer.file_bytes < whole.nbytes + 200
 

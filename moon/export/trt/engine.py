@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -22,6 +23,7 @@ from moon.export.pack import round_values
 from moon.export.session import Session, check_survives
 from moon.export.trt.build_log import eligible_layers, picked_layers, sparse_tactics
 from moon.export.trt.builder import Engine, build, inspect
+from moon.export.trt.int8 import signed
 from moon.export.trt.network import check_size, halved, plain, with_targets
 from moon.export.trt.overflow import check_finite
 from moon.export.trt.request import Choice, EngineRequest, choose
@@ -71,6 +73,8 @@ def add_engine(
     request = EngineRequest() if request is None else request
     choice = choose(request)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    if opened.manifest.precision == "int8":
+        request = replace(request, precision="int8")
     _check(opened, request)
     api = load(choice.package)
     progress(0, 4, "preparing the network")
@@ -101,6 +105,12 @@ def _check(bundle: Bundle, request: EngineRequest) -> None:
             f"{bundle.path} computes in fp16, so it has no fp32 layers to build",
             remedy="Build it with --trt-precision fp16, or export it with --precision fp32",
         )
+    if request.precision == "int8" and bundle.manifest.precision != "int8":
+        raise UsageError(
+            f"{bundle.path} computes in {bundle.manifest.precision}, and an int8 engine needs "
+            "ranges that were measured",
+            remedy="Export it with --precision int8",
+        )
     layers = bundle.manifest.sparsity.layers.values()
     check_size(_FLOAT_BYTES * sum(math.prod(layer.shape) for layer in layers))
 
@@ -116,7 +126,7 @@ def _network(
     """The network to build, and how it compares with the bundle's graph."""
     wide = plain(model)
     half = request.precision == "fp16" and bundle.manifest.precision != "fp16"
-    network = with_targets(halved(wide) if half else wide, choice.targets)
+    network = with_targets(halved(wide) if half else signed(wide), choice.targets)
     settings = calibrated_values(model)
     pixels = _pixels(bundle, images)
     progress(1, 4, f"comparing it over {len(pixels):,} images")
@@ -154,7 +164,8 @@ def _feed(bundle: Bundle, pixels_NHWC: NDArray[np.uint8]) -> NDArray[Any]:
 def _outputs(
     network: ModelProto, bundle: Bundle, pixels: NDArray[np.uint8], settings: Outputs
 ) -> Outputs:
-    session = Session(network, threads=0)
+    # Kernels for whole int8 layers round otherwise than the graph says; the graph is compared.
+    session = Session(network, threads=0, optimise=bundle.manifest.precision != "int8")
     parts = [
         session.run({"input": _feed(bundle, pixels[i : i + 64]), **settings})
         for i in range(0, len(pixels), 64)

@@ -20,7 +20,7 @@ __all__ = [
     "wanted",
 ]
 
-Precision = Literal["fp16", "fp32"]
+Precision = Literal["fp16", "fp32", "int8"]
 _PROFILE = Profile(min=1, opt=1, max=32)
 
 
@@ -31,7 +31,8 @@ class EngineRequest:
     Args:
         targets: compute capabilities, as 86; empty for the GPU at hand.
         package: ``tensorrt`` or ``tensorrt_rtx``; None for the one that fits and is installed.
-        precision: of the layers; the last one and the score head are always fp32.
+        precision: of the layers; the last one and the score head are always fp32. An int8 bundle
+            has int8 engines whatever is asked for.
         profile: numbers of images together: least, what it is to be fastest for, most.
         compress: store the engine with zstd.
 

@@ -33,7 +33,7 @@ _RECORD = re.compile(r"engines/tensorrt(_rtx)?-[A-Za-z0-9_.+-]+\.json")
 _ENGINE = re.compile(r"engines/tensorrt(_rtx)?-[A-Za-z0-9_.+-]+\.engine(\.zst)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 24
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS = ("fp32", "fp16", "int8")
 _COMPRESSIONS = (None, "zstd")
 _CHECKED = ("header", "opened")
 

@@ -85,7 +85,7 @@ def test_why_nobody_builds(
         ({"profile": Profile(min=4, opt=8, max=16)}, "leave out a single image.*1,8,16"),
         ({"profile": Profile(min=1, opt=8, max=4)}, "do not rise"),
         ({"profile": Profile(min=0, opt=1, max=4)}, "do not rise"),
-        ({"precision": "int8"}, "precision must be fp16 or fp32, not 'int8'"),
+        ({"precision": "bf16"}, "precision must be fp16 or fp32 or int8, not 'bf16'"),
         ({"package": "openvino"}, "package must be"),
     ],
 )

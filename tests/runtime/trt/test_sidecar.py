@@ -43,7 +43,7 @@ def test_names_of_engine_and_record_belong_together(
         ("sha256", "zz", "sha256 cannot be"),
         ("package", "openvino", "package must be one of tensorrt_rtx, tensorrt, not 'openvino'"),
         ("compression", "gzip", "compression must be one of null, zstd"),
-        ("precision", "int8", "precision must be one of"),
+        ("precision", "int4", "precision must be one of"),
         ("checked", "run", "checked must be one of"),
         ("targets", [], "targets must be GPUs"),
         ("targets", ["86"], "targets must be GPUs"),
