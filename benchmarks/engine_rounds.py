@@ -15,7 +15,7 @@ from engine_processes import EngineProcess
 from numpy.typing import NDArray
 
 from moon.errors import BackendError, MoonError
-from moon.runtime.bench_host import Watch
+from moon.runtime.bench_watch import Watch
 from moon.runtime.onnxruntime import open_session
 from moon.runtime.sparse.limits import Limits
 

@@ -28,8 +28,9 @@ from engine_models import made
 from moon import __version__
 from moon.errors import MoonError, UsageError
 from moon.files import write_json
-from moon.runtime.bench_host import Watch, host
+from moon.runtime.bench_host import host
 from moon.runtime.bench_stats import ratio
+from moon.runtime.bench_watch import Watch
 from moon.runtime.sparse.engine import SparseEngine
 
 FOLDER = Path(__file__).resolve().parents[1] / "runs" / "engine"

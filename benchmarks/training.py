@@ -37,7 +37,8 @@ from benchmarks.training_step import whole_steps
 from benchmarks.training_view import show
 from moon.errors import MoonError
 from moon.files import write_json
-from moon.runtime.bench_host import Watch, host
+from moon.runtime.bench_host import host
+from moon.runtime.bench_watch import Watch
 
 RESAMPLES = 2000
 BLOCK_SECONDS, MIN_STEPS, MAX_STEPS = 0.5, 2, 100
