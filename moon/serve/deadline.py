@@ -41,7 +41,7 @@ class Deadline:
     def check(self) -> None:
         """Raises Problem 504 when the time is over."""
         if self.over:
-            raise self._problem()
+            raise self.problem()
 
     async def within(self, work: Awaitable[T]) -> T:
         """Wait for work, which is cancelled when the time is over.
@@ -52,8 +52,9 @@ class Deadline:
         try:
             return await asyncio.wait_for(work, max(self.left, 0))
         except asyncio.TimeoutError as error:
-            raise self._problem() from error
+            raise self.problem() from error
 
-    def _problem(self) -> Problem:
+    def problem(self) -> Problem:
+        """What is answered then."""
         detail = f"No answer could be found within {self.seconds:g} s; send fewer images."
         return Problem(504, "timeout", detail)

@@ -79,22 +79,32 @@ class Engine:
         """Whether a batch has been running for longer than any request may take."""
         return self.batcher.busy_seconds > self.limits.answer_seconds
 
-    async def parse(self, work: Callable[[], T], deadline: Deadline) -> T:
-        """Run what reads a body on a thread.
-
-        Raises:
-            Problem: 504, or whatever ``work`` raises.
-        """
-        return await deadline.within(self._on_thread(work))
+    async def parse(self, work: Callable[[], T]) -> T:
+        """Run what reads a body on a thread, and raise what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def decode(self, images: Sequence[Encoded], deadline: Deadline) -> list[Item]:
         """The images decoded, each by itself, in order.
 
         Raises:
-            Problem: 504.
+            Problem: 504, found between two images; who waits must look at the time too.
         """
         current().enter("decode")
-        return await deadline.within(self._decode_all(images, deadline))
+        loop, found = asyncio.get_running_loop(), list[Item]()
+        # No more at once than there are threads, so that other requests get their turn.
+        running: deque[asyncio.Future[Item]] = deque()
+        try:
+            for image in images:
+                if len(running) == self.threads:
+                    found.append(await running.popleft())
+                    deadline.check()
+                running.append(loop.run_in_executor(self._pool, self._decode, image))
+            while running:
+                found.append(await running.popleft())
+        finally:
+            for one in running:
+                one.cancel()
+        return found
 
     async def decide(self, items: Sequence[Item], deadline: Deadline) -> list[Decision]:
         """One decision for each item, all of which must have been read, in order.
@@ -118,26 +128,6 @@ class Engine:
         """Let running work end, and take no more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
-
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-    async def _decode_all(self, images: Sequence[Encoded], deadline: Deadline) -> list[Item]:
-        loop, found = asyncio.get_running_loop(), list[Item]()
-        # No more at once than there are threads, so that other requests get their turn.
-        running: deque[asyncio.Future[Item]] = deque()
-        try:
-            for image in images:
-                if len(running) == self.threads:
-                    found.append(await running.popleft())
-                    deadline.check()
-                running.append(loop.run_in_executor(self._pool, self._decode, image))
-            while running:
-                found.append(await running.popleft())
-        finally:
-            for one in running:
-                one.cancel()
-        return found
 
     def _decode(self, image: Encoded) -> Item:
         if isinstance(image.data, ImageError):

@@ -88,7 +88,7 @@ class Intake:
         deadline: Deadline,
         quick: bool,
     ) -> Taken[P]:
-        asked, images = parse() if quick else await engine.parse(parse, deadline)
+        asked, images = parse() if quick else await engine.parse(parse)
         self.admission.hold(held, len(images) * engine.image_bytes)
         items = await engine.decode(images, deadline)
         decisions = await engine.decide(readable(items), deadline)
@@ -96,7 +96,10 @@ class Intake:
 
 
 async def _while_connected(request: Request, deadline: Deadline, work: Awaitable[T]) -> T:
-    """What the work returns, unless the client leaves before it is done."""
+    """What the work returns, unless the client leaves, or its time is over, before it is done.
+
+    One timer for all of the work: each more of them is a task, and time of every request.
+    """
     working = asyncio.ensure_future(work)
     # After the body nothing comes but the end of the connection.
     leaving = asyncio.ensure_future(request.receive())
@@ -104,9 +107,12 @@ async def _while_connected(request: Request, deadline: Deadline, work: Awaitable
     working.add_done_callback(lambda done: done.cancelled() or done.exception())
     both: Sequence[asyncio.Future[object]] = (working, leaving)  # type: ignore[assignment]
     try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        left = max(deadline.left, 0)
+        await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        if not leaving.done():
+            raise deadline.problem()
         raise Problem(400, "client-left", "The client left before it was answered.")
     finally:
         deadline.given_up = not working.done()
