@@ -49,8 +49,9 @@ def forms(sparsity: float, size: int) -> dict[str, ModelProto]:
         ("compact int8", int8, "fp16"),
     ):
         whole = add_head(graph, outputs=OUTPUTS, unknown_index=OUTPUTS - 1)
-        packed = pack(whole, values=values)
-        check_packed(packed, round_values(whole, values))
+        rounded = round_values(whole, values)
+        packed = pack(rounded, values=values)
+        check_packed(packed, rounded)
         made[name] = packed
     made["dense"] = add_head(body, outputs=OUTPUTS, unknown_index=OUTPUTS - 1)
     made["dense int8"] = add_head(int8, outputs=OUTPUTS, unknown_index=OUTPUTS - 1)
