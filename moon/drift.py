@@ -154,6 +154,8 @@ class DriftTest:
         """
         rejected = np.asarray(rejected_N, dtype=bool)
         which = np.broadcast_to(self._which(thresholds_N), rejected.shape)
+        if len(rejected) == 1:
+            return self._next(bool(rejected[0]), int(which[0]), before)
         for first in range(0, len(rejected), _CHUNK):
             part = slice(first, first + _CHUNK)
             started, recent = self._capital(rejected[part], which[part], before)
@@ -187,6 +189,18 @@ class DriftTest:
                 remedy="Watch only decisions of that gate, made without --threshold",
             )
         return np.asarray(found, dtype=np.int64)
+
+    def _next(self, rejected: bool, which: int, before: Watched) -> Watched:
+        """What is known after one more image: S = L (S + w), R = L (R + 1)."""
+        step_G = self._log_ratios[int(rejected), which]
+        t = before.images + 1
+        share = math.log(_share(np.asarray(t)))
+        return Watched(
+            images=t,
+            rejected=before.rejected + rejected,
+            started_G=step_G + np.logaddexp(before.started_G, share),
+            recent_G=step_G + np.logaddexp(before.recent_G, 0.0),
+        )
 
     def _capital(
         self, rejected_N: NDArray[np.bool_], which_N: NDArray[np.int64], before: Watched

@@ -19,6 +19,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     generate_latest,
+    values,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -48,6 +49,7 @@ class Metrics:
 
     def __init__(self) -> None:
         _forget_dead_workers()
+        _know_this_process()
         self._registry = CollectorRegistry()
         self._drift = DriftCollector()
         self._scores = ScoreCollector(
@@ -174,6 +176,8 @@ class Figures:
     ) -> None:
         self.name, self.facts, self.ledger = name, facts, ledger
         self._metrics, self._scores = metrics, scores.labels(name)
+        self._p_values, self._batches = metrics.p_values.labels(name), metrics.batches.labels(name)
+        metrics.unreadable.labels(name)  # so that it is told of before there is one
 
     def decided(self, decisions: Sequence[Decision], unreadable: int) -> None:
         """Count the images of one request, for the drift test and its trail too."""
@@ -184,15 +188,16 @@ class Figures:
             if decision.score is not None:
                 self._scores.observe(decision.score)
             if decision.p_value is not None:
-                metrics.p_values.labels(self.name).observe(decision.p_value)
-        metrics.unreadable.labels(self.name).inc(unreadable)
+                self._p_values.observe(decision.p_value)
+        if unreadable:
+            metrics.unreadable.labels(self.name).inc(unreadable)
         if self.ledger is not None:
             self.ledger.add(decisions)
         current().count(decisions, unreadable)
 
     def batched(self, images: int) -> None:
         """Count images that were decided at once."""
-        self._metrics.batches.labels(self.name).observe(images)
+        self._batches.observe(images)
 
     def close(self) -> None:
         """Let go of the drift test's file."""
@@ -219,6 +224,14 @@ def _edges(gate: Gate | None) -> tuple[float, ...]:
     # Thresholds of many classes would make as many buckets.
     own = {groups[0].value} if len(groups) == 1 else set()
     return tuple(sorted(quantiles | own))
+
+
+def _know_this_process() -> None:
+    # By itself the library asks for the process's id whenever something is counted, some 25
+    # times a request. Workers are spawned, never forked.
+    if FOLDER_VARIABLE in os.environ:
+        own = os.getpid()
+        values.ValueClass = values.MultiProcessValue(lambda: own)  # type: ignore[no-untyped-call]
 
 
 def _forget_dead_workers() -> None:
