@@ -28,8 +28,10 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
-from benchmarks.serve import environment, jpeg, trivial_bundle
+from benchmarks.serve import jpeg, trivial_bundle
+from moon import __version__
 from moon.files import write_json
+from moon.runtime.bench_host import host
 from tests.serve.conftest import Server
 from tests.serve.hostile_requests import FORM, HOSTILE, INFER, JSON, post, request
 
@@ -117,7 +119,7 @@ def fuzz(server: Server, options: argparse.Namespace) -> dict[str, Any]:
         "statuses": dict(sorted(tally.statuses.items())),
         "livez_ms": {"median": 1e3 * live[len(live) // 2], "largest": 1e3 * live[-1]},
         "resident_mb": {"after half": before / 1e6, "at the end": after / 1e6},
-        "environment": environment(set(), set()),
+        "environment": {"moon": __version__, **host()},
     }
 
 
@@ -144,7 +146,7 @@ def client(server: Server, seed: str, tally: Tally, stop: Event) -> None:
 
 def valid() -> list[bytes]:
     """Requests of every kind that are answered with 200."""
-    picture = jpeg()
+    picture = jpeg(224)
     text = base64.b64encode(picture).decode()
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
