@@ -25,6 +25,7 @@ from moon.serve.openapi import openapi
 from moon.serve.page import page
 from moon.serve.schema import answer
 from moon.serve.settings import Settings
+from moon.serve.shedding import Shedding
 from moon.serve.tracing import Tracing
 from moon.serve.watch import Watch
 
@@ -42,6 +43,7 @@ class MoonApp:
 
     Attributes:
         lifecycle: to be started and stopped by whoever runs the application.
+        shedding: for a server that can refuse before it parses.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class MoonApp:
         self.tracing = Tracing.of_environment()
         self.admission = Admission(settings.limits)
         self.intake = Intake(self.admission)
+        self.shedding = Shedding(self.admission, self.lifecycle, metrics)
         routes = [
             Route("/", self.index),
             Route("/predict", self.predict, methods=["POST"]),

@@ -55,6 +55,8 @@ class Connection(H11Protocol):
         self._writing: asyncio.TimerHandle | None = None
         self._heard = False
         self._leaving = False
+        shedding = getattr(self.app, "shedding", None)
+        self._shed = _nothing if shedding is None else shedding.answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -64,9 +66,18 @@ class Connection(H11Protocol):
             self._enter("head")
 
     def data_received(self, data: bytes) -> None:
+        if self._between_requests() and (refusal := self._shed(data)) is not None:
+            self.transport.write(refusal)
+            return
         self._heard = True
         super().data_received(data)
         self._settle()
+
+    def _between_requests(self) -> bool:
+        """No request is in hand, and nothing of the next has come."""
+        answered = self.cycle is None or self.cycle.response_complete
+        fresh = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        return fresh and answered and not self._leaving and not self.transport.is_closing()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -156,6 +167,10 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
+
+
+def _nothing(data: bytes) -> None:
+    """Where nobody sheds."""
 
 
 def _answer(status: int, headers: dict[str, str], cause: str) -> bytes:

@@ -22,13 +22,13 @@ from moon.serve.lifecycle import Lifecycle
 from moon.serve.metrics import Metrics
 from moon.serve.problem import Problem, problem_response
 
-__all__ = ["OPEN_ROUTES", "Guard"]
+__all__ = ["HEADERS", "OPEN_ROUTES", "Guard"]
 
 OPEN_ROUTES = frozenset(
     {"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready", "/ui"}
 )
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HEADERS = {
+HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -126,7 +126,7 @@ class Guard:
 
     def _decorate(self, headers: MutableHeaders, request_id: str) -> None:
         headers["X-Request-ID"] = request_id
-        for name, value in _HEADERS.items():
+        for name, value in HEADERS.items():
             headers.setdefault(name, value)
         if self.lifecycle.draining:
             headers["Connection"] = "close"

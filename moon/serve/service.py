@@ -43,9 +43,10 @@ _CONFIG: dict[str, Any] = {
 class _Front:
     """Answers every request before BentoML's own routes could."""
 
-    def __init__(self, app: ASGIApp, ours: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, ours: MoonApp) -> None:
         self.app = app
         self.ours = ours
+        self.shedding = ours.shedding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answers = self.app if scope["type"] == "lifespan" else self.ours

@@ -21,6 +21,8 @@ __all__ = ["Worker", "WorkerApp"]
 
 # Files that a worker has open beside its connections.
 SPARE_FILES = 128
+# For clients that wait in the socket's queue when it is about to be closed.
+EMPTYING_SECONDS = 0.2
 logger = logging.getLogger("moon.serve")
 
 
@@ -45,7 +47,7 @@ class Listening(Server):
         for listener in sockets or []:
             with contextlib.suppress(OSError):
                 listener.listen(0)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(EMPTYING_SECONDS)
         await super().shutdown(sockets)
 
 
