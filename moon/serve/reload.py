@@ -4,7 +4,8 @@ Each worker looks at its bundles every second, and compares the hash that a mani
 itself. A new version is opened and checked whole and decides once in every size of batch, on a
 thread, while the old one goes on answering; then it takes the name, between two requests. What was
 asked of the old one is still answered by it. A bundle that cannot be opened, is not signed, or does
-not fit is refused with a line in the log, and looked at again when it has changed once more.
+not fit is refused with a line in the log, and looked at again when any of its files has changed: a
+copy that was not complete, or a signature that came later.
 """
 
 from __future__ import annotations
@@ -46,16 +47,31 @@ def open_served(served: Served, settings: Settings) -> Predictor:
     )
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a folder holds, without reading its files.
+
+    Attributes:
+        stated: the hash that its manifest states of itself.
+        files: names, sizes and times of change.
+    """
+
+    stated: str
+    files: tuple[tuple[str, int, int], ...]
+
+
 @dataclass
 class _Watched:
     """A bundle's folder.
 
     Attributes:
-        seen: the hash that its manifest stated when it was last opened, or tried.
+        answers: the hash that the manifest of what answers states of itself.
+        refused: what was found when it was last refused.
     """
 
     served: Served
-    seen: str | None = None
+    answers: str
+    refused: _Found | None = None
 
 
 @dataclass
@@ -100,13 +116,14 @@ class Reload:
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             for watched in self._watched:
-                found = await loop.run_in_executor(self._pool, _stated, watched.served.bundle)
-                if found is not None and found != watched.seen:
-                    await self._change(watched, found)
+                found = await loop.run_in_executor(self._pool, _look, watched.served.bundle)
+                if found is None or found.stated == watched.answers or found == watched.refused:
+                    continue
+                await self._change(watched, found)
 
-    async def _change(self, watched: _Watched, found: str) -> None:
+    async def _change(self, watched: _Watched, found: _Found) -> None:
         served, loop = watched.served, asyncio.get_running_loop()
-        watched.seen = found
+        watched.refused = found  # unless it serves
         try:
             model = await loop.run_in_executor(self._pool, self._prepared, served)
         except MoonError as error:
@@ -118,7 +135,7 @@ class Reload:
             self.metrics.reloaded(served.name, "refused")
             return
         # What was opened may be newer than what was seen.
-        watched.seen = model.engine.predictor.bundle.manifest.sha256
+        watched.answers, watched.refused = model.engine.predictor.bundle.manifest.sha256, None
         before = self.models.put(model)
         self.metrics.reloaded(served.name, "swapped")
         logger.info("%s answers with version %s now", served.name, model.version)
@@ -140,14 +157,18 @@ class Reload:
         await asyncio.get_running_loop().run_in_executor(None, model.close)
 
 
-def _stated(bundle: str) -> str | None:
-    """The hash that the manifest of a folder states; None where it cannot be read now."""
-    path = Path(bundle, "manifest.json")
+def _look(bundle: str) -> _Found | None:
+    """What a folder holds; None where it cannot be read now."""
+    root = Path(bundle)
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return f"{path.stat().st_size} bytes"
-        plain = json.loads(path.read_bytes())
+        if (root / "manifest.json").stat().st_size > _MOST_BYTES:
+            return None
+        plain = json.loads((root / "manifest.json").read_bytes())
+        files = sorted(
+            (path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in root.rglob("*")
+        )
     except (OSError, ValueError, RecursionError):
         return None  # it is being replaced, or is gone; what answers needs it no more
     stated = plain.get("sha256") if isinstance(plain, dict) else None
-    return stated if isinstance(stated, str) else "none"
+    return _Found(stated if isinstance(stated, str) else "none", tuple(files))
