@@ -10,7 +10,6 @@ __all__ = [
     "Debug",
     "Key",
     "named_sources",
-    "not_yet",
     "spread",
 ]
 
@@ -107,8 +106,3 @@ def named_sources(option: str, words: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"{option} names {name!r} twice", remedy="Give each set its own name")
         sources[name] = source
     return sources
-
-
-def not_yet(option: str, instead: str) -> UsageError:
-    """The error for an option whose function is not in this version."""
-    return UsageError(f"{option} is not in this version of moon", remedy=instead)

@@ -54,7 +54,7 @@ LINES = {
     "CPU [0%@1728,0%@1728,off,off] GR3D_FREQ 0% cpu@37.5C tboard@27C soc2@34.562C tdiode@27.5C "
     "soc0@34.531C tj@37.5C soc1@33.656C VDD_GPU_SOC 1592mW/1592mW VDD_CPU_CV -398mW/-398mW "
     "VIN_SYS_5V0 2624mW/2624mW VDDQ_VDD2_1V8AO 403mW/403mW",
-    # github.com/rbonghi/jetson_stats, issue 624, 2025: Orin Nano, JetPack 6.
+    # A report to rbonghi/jetson_stats on GitHub, 2025: Orin Nano, JetPack 6.
     "orin-nano-6": "05-15-2025 18:30:28 RAM 6982/7620MB (lfb 5x1MB) SWAP 2640/16384MB (cached "
     "202MB) CPU [97%@1984,95%@1984,95%@1984,91%@1984,88%@1984,93%@247] EMC_FREQ 18%@3199 "
     "GR3D_FREQ 84%@[713] NVENC 1%@115 NVDEC 40%@115 NVJPG off NVJPG1 off VIC 31%@115 OFA off "

@@ -7,7 +7,7 @@ groups never is. A linear layer is the same with R = S = 1. Whether the builder 
 kernel is another matter: it picks the fastest, and on few channels that is a dense one.
 
 Nothing here needs TensorRT or a GPU. Source: TensorRT's documentation of structured sparsity; the
-number of channels is what its developers measured (issue 4065 of NVIDIA/TensorRT).
+number of channels is what its developers measured, as told on NVIDIA/TensorRT's tracker.
 """
 
 from __future__ import annotations
