@@ -6,18 +6,18 @@ refused at once, while refusing is still cheap, and told when to come back.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from moon.serve.limits import Limits
 from moon.serve.problem import Problem
 
-__all__ = ["Admission", "Held"]
+__all__ = ["Admission", "Held", "Place"]
 
 
 @dataclass
@@ -25,6 +25,21 @@ class Held:
     """How many bytes of one request's body and images are in memory."""
 
     bytes: int = 0
+
+
+class Place:
+    """One request's place among those that wait or are worked on, until it is left."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.taken = True
+        admission.requests += 1
+
+    def leave(self) -> None:
+        """Make room for another; a second time it does nothing."""
+        if self.taken:
+            self.taken = False
+            self._admission.requests -= 1
 
 
 class Admission:
@@ -35,30 +50,28 @@ class Admission:
         self.requests = 0
         self.bytes = 0
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
+    def place(self) -> Place:
         """A place among the requests that wait or are worked on.
 
         Raises:
             Problem: 503, all are taken.
         """
-        self.check()
-        self.requests += 1
-        try:
-            yield
-        finally:
-            self.requests -= 1
+        if self.requests >= self.limits.queue:
+            raise self._overloaded()
+        return Place(self)
 
-    def check(self, expected_seconds: float = 0.0) -> None:
+    def check(self, place: Place | None, expected_seconds: float) -> None:
         """Refuse before reading a body that there is no place for.
 
         Args:
+            place: that it has already.
             expected_seconds: how long it would wait.
 
         Raises:
             Problem: 503.
         """
-        if self.requests >= self.limits.queue or expected_seconds > self.limits.wait_seconds:
+        full = self.requests >= self.limits.queue and (place is None or not place.taken)
+        if full or expected_seconds > self.limits.wait_seconds:
             raise self._overloaded(expected_seconds)
 
     def hold(self, held: Held, size: int) -> None:
@@ -94,8 +107,9 @@ class Admission:
             raise self._large()
         chunks: list[bytes] = []
         try:
-            await asyncio.wait_for(self._collect(request, held, chunks), self.limits.body_seconds)
-        except asyncio.TimeoutError as error:
+            with anyio.fail_after(self.limits.body_seconds):
+                await self._collect(request, held, chunks)
+        except TimeoutError as error:
             detail = f"The body did not arrive within {self.limits.body_seconds:g} s."
             raise Problem(408, "too-slow", detail, headers={"Connection": "close"}) from error
         except ClientDisconnect as error:

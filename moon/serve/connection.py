@@ -1,8 +1,9 @@
-"""Connection: one client's connection, cut off when the client is too slow.
+"""Connection: one client's connection, cut off when the client is too slow or asks too much.
 
 uvicorn's protocol waits for ever for the end of a request's headers, for the rest of a body
-that was refused, and for a client that does not read its answer. Here each of these has its
-time, and the number of connections is bounded.
+that was refused, and for a client that does not read its answer; and its parser keeps whatever
+headers, trailers and requests sent ahead it is given. Here each of these has its time or its
+bound, and so has the number of connections.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ import sys
 from http import HTTPStatus
 from typing import Any
 
-import h11
+import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from moon.serve.limits import Limits
+from moon.serve.shedding import Place, Shedding
 
 __all__ = ["Connection"]
 
+# Of a request's line and headers; and of what frames a body without being any of it.
+HEADER_BYTES = 32 * 1024
+# Requests that wait for the answer to the one before; who sends more ahead must do so again.
+MOST_AHEAD = 8
 # For the bytes of a request that was sent before the server stopped.
 LAST_SECONDS = 0.25
 _DETAILS = {
@@ -30,10 +36,20 @@ _DETAILS = {
     431: "The request's headers are too large.",
     503: "The server has too many connections; try again later.",
 }
+# How far the request that is being received has come.
+_NOTHING, _HEAD, _BODY, _WHOLE = range(4)
 
 
-class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol with deadlines.
+class _NotTakenError(Exception):
+    """What the parser lets through and we do not."""
+
+    def __init__(self, status: int, cause: str = "") -> None:
+        super().__init__(cause)
+        self.status = status
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with deadlines and bounds.
 
     Args:
         limits: what a client is granted.
@@ -50,13 +66,16 @@ class Connection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.limits = limits
+        self._shedding: Shedding | None = getattr(self.app, "shedding", None)
+        self._place: Place | None = None
+        self._received = _NOTHING
+        self._moved = False
+        self._framing = self._head = 0
+        self._answering: RequestResponseCycle = None  # type: ignore[assignment]
+        self._deaf = self._leaving = False
         self._phase = ""
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
-        self._heard = False
-        self._leaving = False
-        shedding = getattr(self.app, "shedding", None)
-        self._shed = _nothing if shedding is None else shedding.answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -66,30 +85,78 @@ class Connection(H11Protocol):
             self._enter("head")
 
     def data_received(self, data: bytes) -> None:
-        if self._between_requests() and (refusal := self._shed(data)) is not None:
-            self.transport.write(refusal)
+        if self._deaf:
             return
-        self._heard = True
+        if self._shedding is not None and self._between_requests():
+            came = self._shedding.receive(data)
+            if isinstance(came, bytes):
+                self.transport.write(came)
+                self._wait_for_next()
+                return
+            self._place = came
+        self._moved = False
         super().data_received(data)
+        if self._place is not None:
+            self._seat(self._place)
+        self._framing = 0 if self._moved else self._framing + len(data)
+        if self._framing > HEADER_BYTES and not self.transport.is_closing():
+            self._fail(431)
         self._settle()
 
-    def _between_requests(self) -> bool:
-        """No request is in hand, and nothing of the next has come."""
-        answered = self.cycle is None or self.cycle.response_complete
-        fresh = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-        return fresh and answered and not self._leaving and not self.transport.is_closing()
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._received, self._head = _HEAD, 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._head += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Those behind a body came too late for who reads the headers.
+        if self._received == _HEAD:
+            super().on_header(name, value)
+            self._head += len(name) + len(value) + len(": \r\n")
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MOST_AHEAD:
+            self._finish()
+        if self._deaf:
+            return
+        if self._head > HEADER_BYTES:
+            raise _NotTakenError(431)
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise _NotTakenError(400, "there must be one Host header")
+        super().on_headers_complete()
+        self._received, self._moved = _BODY, True
+
+    def on_body(self, body: bytes) -> None:
+        if self._received == _BODY:
+            super().on_body(body)
+            self._moved = True
+
+    def on_message_complete(self) -> None:
+        if self._received == _BODY:
+            super().on_message_complete()
+            self._received, self._moved = _WHOLE, True
 
     def on_response_complete(self) -> None:
+        self._leave_place()
         super().on_response_complete()
-        if self._leaving and self.cycle.response_complete:
+        if self._leaving and not self._in_hand():
             self.transport.close()
         self._settle(idle=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._enter("")
+        self._leave_place()
         self.resume_writing()
         # uvicorn leaves its timer running after a reset.
         self._unset_keepalive_if_required()
+        # It tells the newest request only.
+        if self._answering is not None and not self._answering.response_complete:
+            _disconnect(self._answering)
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -104,20 +171,57 @@ class Connection(H11Protocol):
             self._writing = None
 
     def shutdown(self) -> None:
-        """Finish the request in hand, and one whose bytes are already on their way."""
+        """Finish the requests in hand, and one whose bytes are already on their way."""
         if self.transport.is_closing():
             return
         self._leaving = True
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._in_hand():
             self.cycle.keep_alive = False
         else:
             self._unset_keepalive_if_required()
             self._enter("last")
 
     def send_400_response(self, msg: str) -> None:
-        error = sys.exc_info()[1]
-        status = getattr(error, "error_status_hint", 400)
-        self._refuse(status if status in _DETAILS else 400, {}, str(error or ""))
+        error: BaseException | None = sys.exc_info()[1]
+        if isinstance(error, httptools.HttpParserCallbackError):
+            error = error.__context__
+        self._fail(error.status if isinstance(error, _NotTakenError) else 400, str(error or ""))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request is answered as if it had not asked."""
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _seat(self, place: Place) -> None:
+        """Hand the place that was kept for a request to the application."""
+        if self._received == _WHOLE and self._in_hand():
+            self.scope.setdefault("state", {})["place"] = place
+        else:
+            self._leave_place()
+
+    def _leave_place(self) -> None:
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
+
+    def _in_hand(self) -> bool:
+        """Some request has not been answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _between_requests(self) -> bool:
+        """No request is in hand, and nothing of the next has come."""
+        fresh = self._received in (_NOTHING, _WHOLE)
+        return fresh and not self._in_hand() and not self._leaving
+
+    def _wait_for_next(self) -> None:
+        """As after an answer."""
+        self._enter("")
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _settle(self, *, idle: bool = False) -> None:
         """Enter the phase that the connection is in now.
@@ -125,17 +229,14 @@ class Connection(H11Protocol):
         Args:
             idle: a response has just ended; uvicorn times the wait for the next request.
         """
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._in_hand():
             self._enter("")
-        elif self.conn.their_state is h11.IDLE:
-            if not idle and self._phase != "last":
-                self._enter("head")
-            elif idle:
-                self._enter("")
-        elif self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
+        elif self._received == _BODY:
             self._enter("linger")
-        else:
+        elif idle and self._received != _HEAD:
             self._enter("")
+        elif self._phase != "last":
+            self._enter("head")
 
     def _enter(self, phase: str) -> None:
         if phase == self._phase:
@@ -154,23 +255,42 @@ class Connection(H11Protocol):
 
     def _expire(self) -> None:
         self._timer = None
-        if self._phase == "head" and self._heard and not self.transport.is_closing():
+        if self._phase == "head" and self._received == _HEAD:
             self._refuse(408, {})
         else:
             self.transport.close()
 
+    def _fail(self, status: int, cause: str = "") -> None:
+        """What is being received is no request: answer those before it, or it, and close."""
+        broken = self._received == _BODY
+        if broken and self.pipeline:
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._answering
+            broken = False
+        if self._in_hand() and not broken:
+            self._finish()
+        else:
+            self._refuse(status, {}, cause)
+
+    def _finish(self) -> None:
+        """Hear no more, and close when those in hand are answered."""
+        self._deaf = True
+        self.cycle.keep_alive = False
+
     def _refuse(self, status: int, headers: dict[str, str], cause: str = "") -> None:
         """Answer without the application, and close."""
-        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+        self._deaf = True
+        if self._received != _BODY or not self.cycle.response_started:
             self.transport.write(_answer(status, headers, cause))
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+        if self._in_hand():
+            _disconnect(self.cycle)
         self.transport.close()
 
 
-def _nothing(data: bytes) -> None:
-    """Where nobody sheds."""
+def _disconnect(cycle: RequestResponseCycle) -> None:
+    """Nobody waits for this answer any more."""
+    cycle.disconnected = True
+    cycle.message_event.set()
 
 
 def _answer(status: int, headers: dict[str, str], cause: str) -> bytes:

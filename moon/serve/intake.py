@@ -7,15 +7,17 @@ then runs against one deadline, and stops when the client leaves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
+import anyio
 from starlette.requests import Request
+from starlette.types import Message
 
 from moon.gate import Decision
-from moon.serve.admission import Admission, Held
+from moon.serve.admission import Admission, Held, Place
 from moon.serve.body import Encoded
 from moon.serve.deadline import Deadline
 from moon.serve.engine import Engine
@@ -72,13 +74,19 @@ class Intake:
         Raises:
             Problem: 400 nothing could be read, 408, 413, 422, 503, 504, or what ``parse`` raises.
         """
-        self.admission.check(engine.batcher.expected_seconds)
+        # Who received the request may have kept a place for it.
+        place: Place | None = request.scope["state"].get("place")
+        self.admission.check(place, engine.batcher.expected_seconds)
         with self.admission.memory() as held:
             body = await self.admission.read(request, held)
-            with self.admission.slot():
+            if place is None or not place.taken:
+                place = self.admission.place()
+            try:
                 deadline = Deadline(engine.limits.answer_seconds)
                 work = self._work(engine, partial(parse, body), held, deadline, quick)
                 return await _while_connected(request, deadline, work)
+            finally:
+                place.leave()
 
     async def _work(
         self,
@@ -96,25 +104,22 @@ class Intake:
 
 
 async def _while_connected(request: Request, deadline: Deadline, work: Awaitable[T]) -> T:
-    """What the work returns, unless the client leaves, or its time is over, before it is done.
-
-    One timer for all of the work: each more of them is a task, and time of every request.
-    """
-    working = asyncio.ensure_future(work)
+    """What the work returns, unless the client leaves, or its time is over, before it is done."""
     # After the body nothing comes but the end of the connection.
     leaving = asyncio.ensure_future(request.receive())
-    # Work that is cancelled may still fail, and nobody asks how.
-    working.add_done_callback(lambda done: done.cancelled() or done.exception())
-    both: Sequence[asyncio.Future[object]] = (working, leaving)  # type: ignore[assignment]
-    try:
-        left = max(deadline.left, 0)
-        await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        if not leaving.done():
-            raise deadline.problem()
+    with anyio.move_on_after(max(deadline.left, 0)) as scope:
+
+        def left(ended: asyncio.Future[Message]) -> None:
+            if not ended.cancelled():
+                scope.cancel()
+
+        leaving.add_done_callback(left)
+        try:
+            return await work
+        finally:
+            leaving.remove_done_callback(left)
+            deadline.given_up = scope.cancel_called
+            leaving.cancel()
+    if leaving.done() and not leaving.cancelled():
         raise Problem(400, "client-left", "The client left before it was answered.")
-    finally:
-        deadline.given_up = not working.done()
-        for one in both:
-            one.cancel()
+    raise deadline.problem()

@@ -55,7 +55,7 @@ class Limits:
     write_seconds: float = 30.0
     linger_seconds: float = 5.0
     connections: int = 1000
-    queue: int = 64
+    queue: int = 128
     wait_seconds: float = 10.0
     buffered_bytes: int = 128 * MIB
     retry_seconds: int = 1

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -35,6 +35,7 @@ from moon.serve.trail import Span, current
 __all__ = ["CONTENT_TYPE", "FOLDER_VARIABLE", "Figures", "Metrics"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+M = TypeVar("M", Counter, Gauge, Histogram)
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -79,7 +80,7 @@ class Metrics:
         self._reloads = self._counter(
             "reloads", "Bundles found changed: swapped in, or refused.", "model", "result"
         )
-        self.in_flight = self._gauge("requests_in_flight", "Requests being answered.")
+        self.in_flight = self._gauge("requests_in_flight", "Requests being answered.").metric
         self._in_stage = self._gauge("requests_in_stage", "Requests in a stage now.", "stage")
 
     def figures(self, name: str, predictor: Predictor, settings: Settings) -> Figures:
@@ -113,24 +114,24 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one request; ``route`` must come from a fixed set, never from the client."""
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._requests[route, str(status)].inc()
+        self._seconds[route,].observe(seconds)
 
     def reloaded(self, name: str, result: str) -> None:
         """Count a bundle that was found changed: ``swapped`` or ``refused``."""
-        self._reloads.labels(name, result).inc()
+        self._reloads[name, result].inc()
 
     def moved(self, left: str | None, entered: str | None) -> None:
         """A request went from one stage to another."""
         if left is not None:
-            self._in_stage.labels(left).dec()
+            self._in_stage[left,].dec()
         if entered is not None:
-            self._in_stage.labels(entered).inc()
+            self._in_stage[entered,].inc()
 
     def spent(self, spans: Sequence[Span]) -> None:
         """Count the time a request spent in its stages."""
         for span in spans:
-            self._stages.labels(span.stage).observe(span.seconds)
+            self._stages[span.stage,].observe(span.seconds)
 
     def exposition(self) -> bytes:
         """All workers' metrics in Prometheus's text format."""
@@ -142,19 +143,32 @@ class Metrics:
         drift.register(self._drift)
         return generate_latest(registry) + generate_latest(drift)
 
-    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        return Counter(f"moon_{name}", help_text, labels, registry=self._registry)
+    def _counter(self, name: str, help_text: str, *labels: str) -> _Children[Counter]:
+        return _Children(Counter(f"moon_{name}", help_text, labels, registry=self._registry))
 
     def _histogram(
         self, name: str, help_text: str, buckets: Sequence[float], *labels: str
-    ) -> Histogram:
-        return Histogram(
-            f"moon_{name}", help_text, labels, buckets=buckets, registry=self._registry
+    ) -> _Children[Histogram]:
+        return _Children(
+            Histogram(f"moon_{name}", help_text, labels, buckets=buckets, registry=self._registry)
         )
 
-    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+    def _gauge(self, name: str, help_text: str, *labels: str) -> _Children[Gauge]:
         options: dict[str, Any] = {"multiprocess_mode": "livesum"}
-        return Gauge(f"moon_{name}", help_text, labels, registry=self._registry, **options)
+        gauge = Gauge(f"moon_{name}", help_text, labels, registry=self._registry, **options)
+        return _Children(gauge)
+
+
+class _Children(dict[tuple[str, ...], M]):
+    """A metric's parts by their labels, which it takes a lock and 1 us to find itself."""
+
+    def __init__(self, metric: M) -> None:
+        self.metric: M = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        part: M = self.metric.labels(*labels)
+        self[labels] = part
+        return part
 
 
 class Figures:
@@ -176,21 +190,21 @@ class Figures:
     ) -> None:
         self.name, self.facts, self.ledger = name, facts, ledger
         self._metrics, self._scores = metrics, scores.labels(name)
-        self._p_values, self._batches = metrics.p_values.labels(name), metrics.batches.labels(name)
-        metrics.unreadable.labels(name)  # so that it is told of before there is one
+        self._p_values, self._batches = metrics.p_values[name,], metrics.batches[name,]
+        self._unreadable = metrics.unreadable[name,]  # told of before there is one
 
     def decided(self, decisions: Sequence[Decision], unreadable: int) -> None:
         """Count the images of one request, for the drift test and its trail too."""
         metrics = self._metrics
         for decision in decisions:
             outcome = "accept" if decision.accepted else "abstain"
-            metrics.decisions.labels(self.name, outcome, decision.reason or "").inc()
+            metrics.decisions[self.name, outcome, decision.reason or ""].inc()
             if decision.score is not None:
                 self._scores.observe(decision.score)
             if decision.p_value is not None:
                 self._p_values.observe(decision.p_value)
         if unreadable:
-            metrics.unreadable.labels(self.name).inc(unreadable)
+            self._unreadable.inc(unreadable)
         if self.ledger is not None:
             self.ledger.add(decisions)
         current().count(decisions, unreadable)

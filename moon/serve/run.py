@@ -24,7 +24,7 @@ __all__ = ["read_token", "serve"]
 GRACE_VARIABLE = "MOON_SERVE_GRACE_SECONDS"
 SHORTEST_TOKEN = 16
 PACKAGES = (
-    "bentoml", "starlette", "uvicorn", "python_multipart", "prometheus_client",
+    "bentoml", "starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client",
     "opentelemetry.sdk",
 )  # fmt: skip
 

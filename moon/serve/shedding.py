@@ -2,7 +2,9 @@
 
 Where more is asked than can be answered, what a refusal costs is missing for the answers. A request
 that is there as a whole, of the common form, is told so at once, without the HTTP parser, the
-application or a task of its own; any other goes the long way, and is refused there.
+application or a task of its own; any other goes the long way, and is refused there. One that is
+not refused has its place from here on: of many that come at once, none that the worker has no
+place for starts on its way.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ import re
 import secrets
 from http import HTTPStatus
 
-from moon.serve.admission import Admission
+from moon.serve.admission import Admission, Place
 from moon.serve.guard import HEADERS
 from moon.serve.lifecycle import Lifecycle
 from moon.serve.metrics import Metrics
 from moon.serve.problem import Problem, problem_response
 
-__all__ = ["Shedding"]
+__all__ = ["Place", "Shedding"]
 
 _ROUTE = "/predict"
 _START = f"POST {_ROUTE} HTTP/1.1\r\n".encode()
@@ -25,6 +27,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*(?=\r\n)", re
 # What changes how a request ends, or what comes after it.
 _UNCOMMON = re.compile(rb"\r\n(transfer-encoding|expect|upgrade|connection)[ \t]*:", re.IGNORECASE)
 _MOST_HEAD = 8192
+_SOME_ID = b"req-%s" % (b"0" * 16)
 
 
 class Shedding:
@@ -38,23 +41,33 @@ class Shedding:
 
     def __init__(self, admission: Admission, lifecycle: Lifecycle, metrics: Metrics) -> None:
         self._admission, self._lifecycle, self._metrics = admission, lifecycle, metrics
+        self._refusals: dict[str, bytes] = {}
 
-    def answer(self, data: bytes) -> bytes | None:
-        """The whole response to ``data``, if that is one request to be refused now.
+    def receive(self, data: bytes) -> Place | bytes | None:
+        """The place of a request, or the whole response that refuses it.
 
         Args:
             data: all that a connection without a request in hand has sent.
+
+        Returns:
+            A place, to be left when the request is answered; or bytes to send; or None, where
+            ``data`` is not one whole request of the common form.
         """
-        if not data.startswith(_START) or self._lifecycle.draining:
+        if not data.startswith(_START) or not _whole(data):
             return None
         try:
-            self._admission.check()
+            return self._admission.place()
         except Problem as problem:
-            if not _whole(data):
+            if self._lifecycle.draining:
                 return None
             self._metrics.answered(_ROUTE, problem.status, 0.0)
-            return _response(problem, f"req-{secrets.token_hex(8)}")
-        return None
+            return self._refusal(problem).replace(_SOME_ID, f"req-{secrets.token_hex(8)}".encode())
+
+    def _refusal(self, problem: Problem) -> bytes:
+        """The response, with a request id to be replaced by another of the same length."""
+        if problem.detail not in self._refusals:
+            self._refusals = {problem.detail: _response(problem, _SOME_ID.decode())}
+        return self._refusals[problem.detail]
 
 
 def _whole(data: bytes) -> bool:

@@ -28,7 +28,6 @@ __all__ = ["Supervisor", "configuration"]
 
 PING_SECONDS = 0.5
 LONGEST_PAUSE = 30.0
-HEADER_BYTES = 32 * 1024
 logger = logging.getLogger("moon.serve")
 
 
@@ -124,11 +123,9 @@ def configuration(settings: Settings, workers: int) -> Config:
         WorkerApp(settings),
         factory=True,
         workers=workers,
-        # Of uvicorn's parsers h11 is the one that bounds the headers.
         http=partial(Connection, limits=settings.limits),  # type: ignore[arg-type]
         timeout_keep_alive=math.ceil(settings.limits.idle_seconds),
         backlog=BACKLOG,
-        h11_max_incomplete_event_size=HEADER_BYTES,
         ws="none",
         access_log=False,
         log_config=log_configuration(settings.log_format, requests=settings.log_requests),

@@ -23,6 +23,7 @@ __all__ = ["Worker", "WorkerApp"]
 SPARE_FILES = 128
 # For clients that wait in the socket's queue when it is about to be closed.
 EMPTYING_SECONDS = 0.2
+TAKEN_IN_A_TURN = 8
 logger = logging.getLogger("moon.serve")
 
 
@@ -37,7 +38,13 @@ class Worker(Process):
 
 
 class Listening(Server):
-    """uvicorn's server, except that clients in the queue of the socket are not thrown out."""
+    """uvicorn's server, which takes clients in as they come and throws none of them out."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvloop takes one client of a socket in a turn of its loop. Of a hundred that come at
+        # once to a busy worker the last would wait a hundred turns, of some milliseconds each.
+        listeners = [one.dup() for one in sockets or [] for _ in range(TAKEN_IN_A_TURN - 1)]
+        await super().startup([*(sockets or []), *listeners])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Closing a listening socket resets the connections that wait in it. With no room in

@@ -272,13 +272,13 @@ def test_a_long_wait_is_refused_at_once(
     async def wanted(client: httpx.AsyncClient) -> None:
         app: MoonApp = client._transport.app  # type: ignore[attr-defined]
         batcher = app.models.get().engine.batcher
-        batcher._pace = 7.0
         tasks = [
             asyncio.create_task(client.post("/predict", content=pictures[0], headers=PNG))
             for _ in range(6)
         ]
         while batcher.queued < 4:
             await asyncio.sleep(0.001)
+        batcher._pace = 7.0
         refused = await client.post("/predict", content=pictures[0], headers=PNG)
         assert kind(refused) == (503, "overloaded")
         assert refused.headers["retry-after"] == "14"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from moon.drift import DriftTest
 from moon.errors import MoonError
 from moon.gate import Decision
-from moon.serve.ledger import Ledger
+from moon.serve.ledger import GATHER_SECONDS, Ledger
 
 TEST = DriftTest({1.0: 0.06})
 
@@ -40,6 +41,31 @@ def test_two_see_the_same(tmp_path: Path) -> None:
         assert ledger.read().rejected == 3
     assert Path(path).stat().st_mode & 0o077 == 0
     first.close()
+    second.close()
+
+
+def test_an_event_loop_writes_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "state")
+    first, second, alone = Ledger(TEST, "m", path), Ledger(TEST, "m", path), Ledger(TEST, "m")
+    turns = []
+    watch = DriftTest.watch
+    monkeypatch.setattr(DriftTest, "watch", lambda *args: turns.append(1) or watch(*args))
+
+    async def work() -> None:
+        for x in (True, False, True):
+            first.add(decided(x))
+        assert second.read().images == 0 and first.read().images == 3
+        first.add(decided(False, True))
+        await asyncio.sleep(2 * GATHER_SECONDS)
+        assert second.read().images == 5
+        first.add(decided(True))
+        first.close()
+
+    asyncio.run(work())
+    assert len(turns) == 3
+    alone.add(decided(True, False, True, False, True, True))
+    assert second.read().rejected == 4
+    assert second.read().log_e_value == pytest.approx(alone.read().log_e_value, abs=1e-12)
     second.close()
 
 

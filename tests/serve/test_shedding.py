@@ -14,6 +14,7 @@ import pytest
 from moon.runtime.predictor import Predictor
 from moon.serve.app import MoonApp
 from moon.serve.limits import Limits
+from moon.serve.shedding import Place
 from tests.serve.apps import application
 from tests.serve.conftest import Server
 
@@ -35,8 +36,8 @@ def app(predictor: Predictor) -> Iterator[MoonApp]:
     made.close()
 
 
-def parsed(answer: bytes | None) -> httpx.Response:
-    assert answer is not None
+def parsed(answer: object) -> httpx.Response:
+    assert isinstance(answer, bytes)
     connection = h11.Connection(h11.CLIENT)
     connection.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     connection.send(h11.EndOfMessage())
@@ -57,7 +58,7 @@ def test_it_is_told_as_on_the_long_way(app: MoonApp) -> None:
                 "/predict", content=BODY, headers={"Content-Type": "image/png"}
             )
 
-    short, long = parsed(app.shedding.answer(REQUEST)), asyncio.run(ask())
+    short, long = parsed(app.shedding.receive(REQUEST)), asyncio.run(ask())
     assert short.status_code == long.status_code == 503
     plain, other = short.json(), long.json()
     assert plain.pop("request_id") == short.headers.pop("x-request-id")
@@ -92,14 +93,19 @@ def test_it_is_told_as_on_the_long_way(app: MoonApp) -> None:
     ],
 )
 def test_what_is_uncommon_goes_the_long_way(app: MoonApp, data: bytes) -> None:
-    assert app.shedding.answer(data) is None
+    assert app.shedding.receive(data) is None
 
 
 def test_who_has_room_or_is_leaving_sheds_nothing(app: MoonApp) -> None:
     app.admission.requests = 0
-    assert app.shedding.answer(REQUEST) is None
+    place = app.shedding.receive(REQUEST)
+    assert isinstance(place, Place) and app.admission.requests == 1
+    assert isinstance(app.shedding.receive(REQUEST), bytes)
+    place.leave()
+    place.leave()
+    assert app.admission.requests == 0
     app.admission.requests, app.lifecycle.draining = 1, True
-    assert app.shedding.answer(REQUEST) is None
+    assert app.shedding.receive(REQUEST) is None
 
 
 def test_connections_go_on_after_a_refusal(

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from moon.bundle import Bundle
 from moon.drift import DriftTest
 from moon.errors import UsageError
 from moon.runtime.predictor import Predictor
+from moon.serve.ledger import GATHER_SECONDS
 from moon.serve.logs import JsonFormatter, TextFormatter, configuration
 from moon.serve.trail import Trail, current
 from tests.serve.apps import application, settings_of
@@ -236,7 +238,7 @@ def test_an_unknown_log_format_is_refused(predictor: Predictor) -> None:
 def test_workers_share_what_is_seen(
     serve: Callable[..., Server], pictures: list[bytes], predictor: Predictor, tmp_path: Path
 ) -> None:
-    """Of two workers, a death and a restart: no image is lost or counted twice."""
+    """Of two workers, a death at rest and a restart: no image is lost or counted twice."""
     state = str(tmp_path / "drift.state")
     options = ["--workers", "2", "--log-format", "json", "--log-requests", "--drift-state", state]
     server = serve(*options)
@@ -248,6 +250,7 @@ def test_workers_share_what_is_seen(
             return client.post("/predict", content=pictures[index], headers=PNG).status_code
 
     def images() -> int:
+        time.sleep(2 * GATHER_SECONDS)
         with server.client() as client:
             found = figures(client.get("/metrics").text)
         decided = sum(value for (name, _), value in found.items() if name == "moon_decisions_total")
