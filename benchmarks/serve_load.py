@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import uvloop
 
 __all__ = ["Outcome", "closed", "open_loop", "request"]
 
@@ -63,7 +66,7 @@ def request(body: bytes, kind: str, path: str = "/predict") -> bytes:
 
 def closed(port: int, payload: bytes, clients: int, *, seconds: float) -> Outcome:
     """Clients that each ask again when they were answered."""
-    return asyncio.run(_closed(port, payload, clients, seconds))
+    return _run(_closed(port, payload, clients, seconds))
 
 
 def open_loop(port: int, payload: bytes, rate: float, *, seconds: float, seed: int = 0) -> Outcome:
@@ -74,7 +77,15 @@ def open_loop(port: int, payload: bytes, rate: float, *, seconds: float, seed: i
     """
     gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds * 1.5) + 10)
     due = np.cumsum(gaps)
-    return asyncio.run(_open(port, payload, due[due < seconds].tolist(), seconds))
+    return _run(_open(port, payload, due[due < seconds].tolist(), seconds))
+
+
+def _run(work: Coroutine[Any, Any, Outcome]) -> Outcome:
+    loop = uvloop.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
 
 
 class _Connection(asyncio.Protocol):
@@ -85,8 +96,7 @@ class _Connection(asyncio.Protocol):
         self._answer = b""
         self._done: asyncio.Future[str] | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport, self.open = transport, True
 
     def ask(self, payload: bytes) -> asyncio.Future[str]:

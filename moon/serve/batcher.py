@@ -47,7 +47,6 @@ class _Job:
     """One request's images."""
 
     pixels: Sequence[Pixels]
-    deadline: Deadline
     done: asyncio.Future[list[Decision]]
     found: list[Outcome | None]
     started: Callable[[], None]
@@ -58,8 +57,9 @@ class _Job:
         self.missing = len(self.pixels)
 
     @property
-    def wanted(self) -> bool:
-        return not self.done.done() and not self.deadline.over
+    def left(self) -> int:
+        """Images that wait for a runner."""
+        return len(self.pixels) - self.taken
 
     def settle(self, index: int, outcome: Outcome) -> None:
         self.found[index] = outcome
@@ -84,6 +84,9 @@ class Batcher:
         sizes: the numbers N to use, ascending from 1.
         runners: batches decided at the same time.
         on_batch: told how many images are decided at once.
+
+    Attributes:
+        queued: images that wait for a runner.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Batcher:
         on_batch: Callable[[int], None] = lambda images: None,
     ) -> None:
         self.sizes = tuple(sizes)
+        self.queued = 0
         self._on_batch = on_batch
         self._decide = decide
         self._runners = self._idle = runners
@@ -126,15 +130,16 @@ class Batcher:
         if not pixels:
             return []
         done: asyncio.Future[list[Decision]] = asyncio.get_running_loop().create_future()
-        job = _Job(pixels, deadline, done, [None] * len(pixels), started)
+        job = _Job(pixels, done, [None] * len(pixels), started)
         self._jobs.append(job)
+        self.queued += job.left
         self._start()
-        return await deadline.within(done)
-
-    @property
-    def queued(self) -> int:
-        """Images that wait for a runner."""
-        return sum(len(job.pixels) - job.taken for job in self._jobs if job.wanted)
+        try:
+            return await deadline.within(done)
+        finally:
+            # Of one that was given up: `_gather` finds none of its images left.
+            self.queued -= job.left
+            job.taken = len(pixels)
 
     @property
     def expected_seconds(self) -> float:
@@ -175,18 +180,19 @@ class Batcher:
 
     def _gather(self) -> list[_Place]:
         """The images of the next batch, one of each request in turn."""
-        self._jobs = deque(job for job in self._jobs if job.wanted)
-        waiting = sum(len(job.pixels) - job.taken for job in self._jobs)
-        size = max((size for size in self.sizes if size <= waiting), default=0)
+        size = max((size for size in self.sizes if size <= self.queued), default=0)
         places: list[_Place] = []
         while len(places) < size:
             job = self._jobs.popleft()
+            if not job.left:
+                continue
             if not job.taken:
                 job.started()
             places.append((job, job.taken))
             job.taken += 1
-            if job.taken < len(job.pixels):
+            if job.left:
                 self._jobs.append(job)
+        self.queued -= size
         return places
 
     def _run(self, pixels: list[Pixels]) -> list[Outcome]:

@@ -118,7 +118,7 @@ async def _while_connected(request: Request, deadline: Deadline, work: Awaitable
             return await work
         finally:
             leaving.remove_done_callback(left)
-            deadline.given_up = scope.cancel_called
+            deadline.given_up = True
             leaving.cancel()
     if leaving.done() and not leaving.cancelled():
         raise Problem(400, "client-left", "The client left before it was answered.")

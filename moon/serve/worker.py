@@ -23,7 +23,7 @@ __all__ = ["Worker", "WorkerApp"]
 SPARE_FILES = 128
 # For clients that wait in the socket's queue when it is about to be closed.
 EMPTYING_SECONDS = 0.2
-TAKEN_IN_A_TURN = 8
+TAKEN_IN_A_TURN = 32
 logger = logging.getLogger("moon.serve")
 
 
