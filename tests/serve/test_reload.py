@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from moon.bundle import Bundle
@@ -21,6 +21,7 @@ from moon.serve.named import named_models
 from moon.serve.run import serve as run_service
 from tests.bundles import make_bundle
 from tests.serve.conftest import SIZE, Server, until
+from tests.serve.crowd import crowd
 
 PNG = {"Content-Type": "image/png"}
 Start = Callable[..., Server]
@@ -54,33 +55,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.kill()
 
 
-@contextmanager
-def asking(server: Server, picture: bytes, clients: int = 2) -> Iterator[Counter[tuple[int, str]]]:
-    """Ask without a pause; how often which status and version were answered."""
-    answers: Counter[tuple[int, str]] = Counter()
-    enough, lock = threading.Event(), threading.Lock()
+def asking(server: Server, picture: bytes) -> AbstractContextManager[Counter[Hashable]]:
+    """Two clients; how often which status and version were answered."""
 
-    def ask() -> None:
-        # Connections of their own, so that every worker is asked.
-        while not enough.is_set():
-            with server.client() as client:
-                for _ in range(5):
-                    answer = client.post("/predict", content=picture, headers=PNG)
-                    plain = answer.json()
-                    version = plain["model"]["version"] if answer.is_success else plain["type"]
-                    with lock:
-                        answers[answer.status_code, version] += 1
-                    time.sleep(0.002)
+    def ask(client: httpx.Client) -> tuple[int, str]:
+        answer = client.post("/predict", content=picture, headers=PNG)
+        plain = answer.json()
+        return answer.status_code, (
+            plain["model"]["version"] if answer.is_success else plain["type"]
+        )
 
-    threads = [threading.Thread(target=ask) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        enough.set()
-        for thread in threads:
-            thread.join()
+    return crowd(server.client, ask, clients=2)
 
 
 def reloads(server: Server) -> dict[str, float]:
@@ -160,7 +145,7 @@ def test_a_bad_one_is_refused_and_the_old_one_stays(
 ) -> None:
     old = Bundle.open(served).manifest.version
     server = start(served)
-    with asking(server, pictures[0], clients=1) as answers:
+    with asking(server, pictures[0]) as answers:
         until(lambda: answers[200, old] > 5)
         damage(served)
         until(lambda: reloads(server)["refused"] == 1)

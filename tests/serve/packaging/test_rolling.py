@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import httpx
@@ -18,6 +17,7 @@ import pytest
 from moon.bundle import Bundle
 from moon.serve.packaging import package
 from tests.serve.conftest import Server, free_port, until
+from tests.serve.crowd import crowd
 
 pytestmark = pytest.mark.slow
 
@@ -102,33 +102,12 @@ def reachable(url: str) -> bool:
         return False
 
 
-@contextmanager
-def load(url: str, pictures: list[bytes]) -> Iterator[Counter[int | str]]:
-    """Clients that ask without a pause; how often which status was answered, or what failed."""
-    answers: Counter[int | str] = Counter()
-    enough, lock = threading.Event(), threading.Lock()
+def load(url: str, pictures: list[bytes]) -> AbstractContextManager[Counter[Hashable]]:
+    """Clients with each picture in turn; how often which status was answered, or what failed."""
+    images = cycle(pictures)
 
-    def ask(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=20) as client:
-            while not enough.is_set():
-                number += 1
-                image = pictures[number % len(pictures)]
-                try:
-                    answer: int | str = client.post(
-                        "/predict", content=image, headers={"content-type": "image/*"}
-                    ).status_code
-                except httpx.TransportError as error:
-                    answer = repr(error)
-                with lock:
-                    answers[answer] += 1
-                time.sleep(0.005)
+    def ask(client: httpx.Client) -> int:
+        headers = {"content-type": "image/*"}
+        return client.post("/predict", content=next(images), headers=headers).status_code
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        enough.set()
-        for thread in threads:
-            thread.join()
+    return crowd(lambda: httpx.Client(base_url=url, timeout=20), ask, clients=CLIENTS, asks=40)
