@@ -28,6 +28,8 @@ __all__ = ["Connection"]
 HEADER_BYTES = 32 * 1024
 # Requests that wait for the answer to the one before; who sends more ahead must do so again.
 MOST_AHEAD = 8
+# Connections beyond the limit that are told so; more are closed at once.
+MOST_TURNED_AWAY = 64
 # For the bytes of a request that was sent before the server stopped.
 LAST_SECONDS = 0.25
 _DETAILS = {
@@ -79,7 +81,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
+        excess = len(self.connections) - self.limits.connections
+        if excess > MOST_TURNED_AWAY:
+            self.transport.close()
+        elif excess > 0:
             self._refuse(503, {"Retry-After": str(self.limits.retry_seconds)})
         else:
             self._enter("head")
@@ -99,7 +104,7 @@ class Connection(HttpToolsProtocol):
         if self._place is not None:
             self._seat(self._place)
         self._framing = 0 if self._moved else self._framing + len(data)
-        if self._framing > HEADER_BYTES and not self.transport.is_closing():
+        if self._framing > HEADER_BYTES and not self._deaf:
             self._fail(431)
         self._settle()
 
@@ -172,6 +177,8 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Finish the requests in hand, and one whose bytes are already on their way."""
+        if self._phase == "hung up":
+            self.transport.close()
         if self.transport.is_closing():
             return
         self._leaving = True
@@ -229,6 +236,8 @@ class Connection(HttpToolsProtocol):
         Args:
             idle: a response has just ended; uvicorn times the wait for the next request.
         """
+        if self._phase == "hung up":
+            return
         if self.transport.is_closing() or self._in_hand():
             self._enter("")
         elif self._received == _BODY:
@@ -249,6 +258,7 @@ class Connection(HttpToolsProtocol):
             "head": self.limits.head_seconds,
             "linger": self.limits.linger_seconds,
             "last": LAST_SECONDS,
+            "hung up": self.limits.linger_seconds,
         }
         if phase:
             self._timer = self.loop.call_later(seconds[phase], self._expire)
@@ -278,13 +288,19 @@ class Connection(HttpToolsProtocol):
         self.cycle.keep_alive = False
 
     def _refuse(self, status: int, headers: dict[str, str], cause: str = "") -> None:
-        """Answer without the application, and close."""
+        """Answer without the application, and close when the client has heard it."""
         self._deaf = True
+        if self.transport.is_closing():
+            return
         if self._received != _BODY or not self.cycle.response_started:
             self.transport.write(_answer(status, headers, cause))
         if self._in_hand():
             _disconnect(self.cycle)
-        self.transport.close()
+        # Closing would reset the connection of a client that still sends, and lose the answer.
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._unset_keepalive_if_required()
+        self._enter("hung up")
 
 
 def _disconnect(cycle: RequestResponseCycle) -> None:

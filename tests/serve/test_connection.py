@@ -198,3 +198,9 @@ def test_empty_lines_are_not_a_request(server: Server) -> None:
     assert told(server, *[b"\r\n"] * 60) == ([], b"")
     assert time.monotonic() - start < 10
     assert told(server, b"\r\n" + live("one"))[0] == [200]
+
+
+def test_who_still_sends_hears_the_refusal(server: Server) -> None:
+    for _ in range(20):
+        statuses, _ = told(server, b"BROKEN\r\n\r\n", *[b"a" * 50_000] * 4, pause=0.001)
+        assert statuses == [400]
