@@ -56,6 +56,7 @@ def test_schemathesis(server: Server, tmp_path: Path) -> None:
     asked = [
         command, "run", f"{server.url}/openapi.json", "--max-examples", "50", "--no-color",
         "--request-timeout", "30", "--wait-for-schema", "30",
+        "--seed", os.environ.get("SCHEMATHESIS_SEED", "1"),
         # No schema can say which texts are images.
         "--exclude-checks", "positive_data_acceptance",
     ]  # fmt: skip
