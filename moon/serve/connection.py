@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -99,8 +98,9 @@ class Connection(HttpToolsProtocol):
                 self._wait_for_next()
                 return
             self._place = came
+        self._unset_keepalive_if_required()
         self._moved = False
-        super().data_received(data)
+        self._parse(data)
         if self._place is not None:
             self._seat(self._place)
         self._framing = 0 if self._moved else self._framing + len(data)
@@ -129,9 +129,13 @@ class Connection(HttpToolsProtocol):
             return
         if self._head > HEADER_BYTES:
             raise _NotTakenError(431)
+        if self.parser.get_method() == b"CONNECT":
+            raise _NotTakenError(400, "CONNECT is for proxies")
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             raise _NotTakenError(400, "there must be one Host header")
+        if self.parser.should_upgrade():
+            return  # read again, see `_parse`
         super().on_headers_complete()
         self._received, self._moved = _BODY, True
 
@@ -188,14 +192,31 @@ class Connection(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self._enter("last")
 
-    def send_400_response(self, msg: str) -> None:
-        error: BaseException | None = sys.exc_info()[1]
-        if isinstance(error, httptools.HttpParserCallbackError):
-            error = error.__context__
-        self._fail(error.status if isinstance(error, _NotTakenError) else 400, str(error or ""))
+    def _fail_by(self, error: BaseException) -> None:
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+        self._fail(cause.status if isinstance(cause, _NotTakenError) else 400, str(cause or ""))
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: the request is answered as if it had not asked."""
+    def _parse(self, data: bytes) -> None:
+        """Take in what came, as uvicorn's does, except for a wish for another protocol.
+
+        Such a request is answered as if it had not asked. The parser ends it at its headers,
+        whatever body it has, and so reads it again without the wish.
+        """
+        while not self._deaf:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as asked:
+                data = self._without_upgrade() + data[asked.args[0] :]
+            except httptools.HttpParserError as error:
+                self._fail_by(error)
+            else:
+                return
+
+    def _without_upgrade(self) -> bytes:
+        kept = [b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        return line + b"".join(kept) + b"\r\n"
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle

@@ -164,9 +164,18 @@ def test_whole_addresses_are_read(server: Server) -> None:
 
 
 @pytest.mark.parametrize("to", [b"h2c", b"websocket", b"x"])
-def test_who_asks_for_another_protocol_gets_this_one(server: Server, to: bytes) -> None:
-    statuses, _ = told(server, LIVE + b"Connection: Upgrade\r\nUpgrade: " + to + b"\r\n\r\n")
-    assert statuses == [200]
+def test_who_asks_for_another_protocol_gets_this_one(
+    server: Server, pictures: list[bytes], to: bytes
+) -> None:
+    asked = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + to + b"\r\n"
+    length = b"Content-Length: %d\r\n" % len(pictures[0])
+    one = POST + asked + ID % b"one" + length + b"\r\n" + pictures[0]
+    two = CHUNKED + asked + ID % b"two" + b"\r\n%x\r\n" % len(pictures[0]) + pictures[0]
+    three = LIVE + asked + ID % b"three" + b"\r\n"
+    for parts in ([one + two + b"\r\n0\r\n\r\n" + three], [one, two, b"\r\n0\r\n\r\n", three]):
+        statuses, found = told(server, *parts)
+        assert statuses == [200] * 3 and ids(found) == [b"one", b"two", b"three"]
+    assert len(told(server, three * 200)[0]) <= MOST_AHEAD + 1
 
 
 @pytest.mark.parametrize(
