@@ -139,7 +139,7 @@ class Batcher:
         finally:
             # Of one that was given up: `_gather` finds none of its images left.
             self.queued -= job.left
-            job.taken = len(pixels)
+            job.pixels, job.taken = (), 0
 
     @property
     def expected_seconds(self) -> float:

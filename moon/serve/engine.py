@@ -135,8 +135,9 @@ class Engine:
 
     def _decode_tiny(self, image: Encoded) -> Item | None:
         """An image that takes no longer than handing it to a thread would; None for others."""
-        tiny = not isinstance(image.data, bytes) or len(image.data) <= TINY_BYTES
-        if not tiny or self.image_bytes > TINY_BYTES:
+        if self.image_bytes > TINY_BYTES:
+            return None
+        if isinstance(image.data, bytes) and not _is_tiny(image.data):
             return None
         item = self._read(image, min(TINY_PIXELS, self.limits.pixels))
         return None if isinstance(item.error, TooManyPixelsError) else item
@@ -160,3 +161,10 @@ class Engine:
             return Item(image.name, preprocess.pixels(image.data, max_pixels=most, name=called))
         except ImageError as error:
             return Item(image.name, error=error)
+
+
+def _is_tiny(data: bytes) -> bool:
+    """JPEG, or PNG without anything that unpacks to more than its pixels."""
+    if len(data) > TINY_BYTES or not data.startswith((b"\xff\xd8", b"\x89PNG")):
+        return False
+    return not any(chunk in data for chunk in (b"zTXt", b"iTXt", b"iCCP"))

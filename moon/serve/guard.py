@@ -22,7 +22,7 @@ from moon.serve.lifecycle import Lifecycle
 from moon.serve.metrics import Metrics
 from moon.serve.problem import Problem, problem_response
 
-__all__ = ["HEADERS", "OPEN_ROUTES", "Guard"]
+__all__ = ["HEADERS", "OPEN_ROUTES", "Guard", "request_id"]
 
 OPEN_ROUTES = frozenset(
     {"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready", "/ui"}
@@ -69,18 +69,18 @@ class Guard:
             return
         start, status = time.perf_counter(), 500
         headers = Headers(scope=scope)
-        request_id = _request_id(headers)
-        scope.setdefault("state", {})["request_id"] = request_id
+        name = request_id(headers.get("x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = name
 
         async def decorated(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._decorate(MutableHeaders(scope=message), request_id)
+                self._decorate(MutableHeaders(scope=message), name)
             await send(message)
 
         with self.metrics.in_flight.track_inprogress():
-            await self._answer(scope, receive, decorated, headers, request_id)
+            await self._answer(scope, receive, decorated, headers, name)
         route = scope.get("route")
         path = "other" if route is None else route.path
         self.metrics.answered(path, status, time.perf_counter() - start)
@@ -132,8 +132,8 @@ class Guard:
             headers["Connection"] = "close"
 
 
-def _request_id(headers: Headers) -> str:
-    given = headers.get("x-request-id", "")
+def request_id(given: str = "") -> str:
+    """What a request is called: as the client says where that is safe to repeat."""
     return given if _SAFE_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
 
 

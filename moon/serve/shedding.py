@@ -10,11 +10,10 @@ place for starts on its way.
 from __future__ import annotations
 
 import re
-import secrets
 from http import HTTPStatus
 
 from moon.serve.admission import Admission, Place
-from moon.serve.guard import HEADERS
+from moon.serve.guard import HEADERS, request_id
 from moon.serve.lifecycle import Lifecycle
 from moon.serve.metrics import Metrics
 from moon.serve.problem import Problem, problem_response
@@ -26,6 +25,7 @@ _START = f"POST {_ROUTE} HTTP/1.1\r\n".encode()
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*(?=\r\n)", re.IGNORECASE)
 # What changes how a request ends, or what comes after it.
 _UNCOMMON = re.compile(rb"\r\n(transfer-encoding|expect|upgrade|connection)[ \t]*:", re.IGNORECASE)
+_GIVEN_ID = re.compile(rb"\r\nx-request-id:([^\r]*)\r\n", re.IGNORECASE)
 _MOST_HEAD = 8192
 _SOME_ID = b"req-%s" % (b"0" * 16)
 
@@ -61,7 +61,9 @@ class Shedding:
             if self._lifecycle.draining:
                 return None
             self._metrics.answered(_ROUTE, problem.status, 0.0)
-            return self._refusal(problem).replace(_SOME_ID, f"req-{secrets.token_hex(8)}".encode())
+            if given := _GIVEN_ID.search(data, 0, data.find(b"\r\n\r\n") + 2):
+                return _response(problem, request_id(given[1].strip().decode("latin-1")))
+            return self._refusal(problem).replace(_SOME_ID, request_id().encode())
 
     def _refusal(self, problem: Problem) -> bytes:
         """The response, with a request id to be replaced by another of the same length."""
@@ -76,15 +78,17 @@ def _whole(data: bytes) -> bool:
     if end < 0:
         return False
     head = data[: end + 2]
+    if b"\0" in head or not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n"):
+        return False
     lengths = _LENGTH.findall(head)
     if len(lengths) != 1 or head.lower().count(b"content-length") != 1:
         return False
     return len(data) == end + 4 + int(lengths[0]) and not _UNCOMMON.search(head)
 
 
-def _response(problem: Problem, request_id: str) -> bytes:
-    made = problem_response(problem, request_id)
-    for name, value in {**HEADERS, "X-Request-ID": request_id}.items():
+def _response(problem: Problem, name_of_request: str) -> bytes:
+    made = problem_response(problem, name_of_request)
+    for name, value in {**HEADERS, "X-Request-ID": name_of_request}.items():
         made.headers[name] = value
     head = b"".join(b"%b: %b\r\n" % pair for pair in made.raw_headers)
     phrase = HTTPStatus(problem.status).phrase

@@ -20,7 +20,7 @@ from moon.serve.settings import Settings
 __all__ = ["Worker", "WorkerApp"]
 
 # Files that a worker has open beside its connections.
-SPARE_FILES = 128
+SPARE_FILES = 256
 # For clients that wait in the socket's queue when it is about to be closed.
 EMPTYING_SECONDS = 0.2
 TAKEN_IN_A_TURN = 32
@@ -43,6 +43,10 @@ class Listening(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # uvloop takes one client of a socket in a turn of its loop. Of a hundred that come at
         # once to a busy worker the last would wait a hundred turns, of some milliseconds each.
+        for one in sockets or []:
+            # A copy of a socket sets the mode of all of them, also those of other workers, which
+            # would wait for a client where another was quicker.
+            one.setblocking(False)
         listeners = [one.dup() for one in sockets or [] for _ in range(TAKEN_IN_A_TURN - 1)]
         await super().startup([*(sockets or []), *listeners])
 

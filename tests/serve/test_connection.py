@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from moon.serve.connection import HEADER_BYTES, MOST_AHEAD
+from moon.serve.bounded import HEADER_BYTES, MOST_AHEAD
 from tests.serve.conftest import Server
 
 ID = b"X-Request-ID: %b\r\n"
