@@ -200,6 +200,8 @@ def test_what_was_cancelled_is_not_decided() -> None:
         first.cancel()
         await asyncio.sleep(0.01)
         assert batcher.queued == 1
+        # What nobody waits for takes no memory either.
+        assert [len(job.pixels) for job in batcher._jobs] == [0, 1]
         model.go.set()
         assert labels(await stays) == ["3"]
         assert batcher.busy_seconds == 0

@@ -128,3 +128,18 @@ def test_connections_go_on_after_a_refusal(
         list(pool.map(ask, range(6)))
     assert set(answers) == {200, 503} and answers.total() == 240
     assert not server.errors()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("mine-1", True), ("a b", False), ("x" * 65, False), ("\xe4", False)]
+)
+def test_the_clients_own_id_is_kept(app: MoonApp, given: str, kept: bool) -> None:
+    line = f"\r\nX-Request-Id: {given}\r\n\r\n".encode("latin-1")
+    told = parsed(app.shedding.receive(REQUEST.replace(b"\r\n\r\n", line)))
+    assert told.json()["request_id"] == told.headers["x-request-id"]
+    assert (told.headers["x-request-id"] == given) == kept
+
+
+@pytest.mark.parametrize("line", [b"\nX: 1", b"\r\nX: a\rb", b"\r\nX: a\0b"])
+def test_what_the_parser_refuses_goes_the_long_way(app: MoonApp, line: bytes) -> None:
+    assert app.shedding.receive(REQUEST.replace(b"\r\n\r\n", line + b"\r\n\r\n")) is None
