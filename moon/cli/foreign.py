@@ -25,8 +25,8 @@ def describe(foreign: dict[str, Any]) -> dict[str, Any]:
             )
     return {
         "classes": _classes(foreign["--classes"]),
-        "mean": _numbers("--mean", foreign["--mean"]),
-        "std": _numbers("--std", foreign["--std"]),
+        "mean": _shares("--mean", foreign["--mean"]),
+        "std": _shares("--std", foreign["--std"]),
         "unknown_index": _index(foreign["--unknown-index"]),
     }
 
@@ -52,6 +52,18 @@ def _classes(path: Path) -> list[str]:
     if not names:
         raise DataError(f"{path} names no classes", remedy="Write one class name a line")
     return list(names)
+
+
+def _shares(option: str, text: str) -> tuple[float, ...]:
+    """Numbers of pixels that go from 0 to 1."""
+    numbers = _numbers(option, text)
+    wrong = [one for one in numbers if not 0 <= one <= 1]
+    if wrong:
+        raise UsageError(
+            f"{option} {wrong[0]:g} does not lie between 0 and 1, as pixels do here",
+            remedy="Divide what is meant for pixels of 0 to 255 by 255",
+        )
+    return numbers
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -26,11 +26,16 @@ def free_batch(model: ModelProto, batch: int) -> None:
     held = initializers(model)
     made = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
-        if node.op_type != "Reshape" or any(a.name == "allowzero" and a.i for a in node.attribute):
+        if node.op_type != "Reshape":
             continue
         shape = _constant(node.input[1], held, made)
         if shape is None or not len(shape) or shape[0] != batch:
             continue
+        zeros = [one for one in node.attribute if one.name == "allowzero" and one.i]
+        if zeros and not shape.all():
+            continue  # there a 0 is a dimension of nothing
+        for one in zeros:
+            node.attribute.remove(one)
         if shapes.get(node.input[0]) == batch:
             shape[0] = 0
             name = f"{node.output[0]}/shape"

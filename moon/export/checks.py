@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 _SCORE = 1e-4
+# Characters of what ONNX Runtime says.
+_MOST_CAUSE = 200
 
 Floats = NDArray[Any]
 
@@ -114,10 +116,22 @@ def check_batches(
             logits = graph.run({"input": items[chosen]})["logits"]
         except BackendError as error:
             raise ExportError(
-                f"the graph does not run with a batch of {size}: {error.cause}",
+                f"the graph does not run with a batch of {size}: {_short(error.cause)}",
                 remedy="Export the model with a free batch size",
             ) from error
-        require(reference_NL[chosen], logits, precision, f"the graph with a batch of {size}")
+        try:
+            require(reference_NL[chosen], logits, precision, f"the graph with a batch of {size}")
+        except ParityError as error:
+            if error.remedy:
+                raise
+            raise ParityError(
+                f"an image's logits depend on its batch: {error.cause}",
+                remedy="Export the model with a free batch size, after model.eval()",
+            ) from error
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_CAUSE else f"{text[:_MOST_CAUSE]}..."
 
 
 def check_onnx(model: ModelProto, *, full: bool = True) -> None:

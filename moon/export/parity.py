@@ -241,6 +241,9 @@ def _refusal(one: Compared, sample: Sample, out: str) -> ParityError:
         remedy = (
             f"Accept them with --parity-flips {found.flips}. {flips_remedy(one, out or 'BUNDLE')}"
         )
+    if not sample.real:
+        # A network far from what it knows may amplify the last places of its own arithmetic.
+        remedy = f"Compare over real images with --data SOURCE, not noise. {remedy}"
     return ParityError(
         f"the backend {one.name} {one.excess}, compared with {sample.origin}", remedy=remedy
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
+from onnxruntime import RunOptions
 
 from moon.errors import BackendError, ExportError
 from moon.runtime.onnxruntime import open_session
@@ -46,8 +47,10 @@ class Session:
         Raises:
             BackendError: running failed.
         """
+        quiet = RunOptions()
+        quiet.log_severity_level = 4  # what fails is told by the exception, not on stderr too
         try:
-            values = self._session.run(self._names, feeds)
+            values = self._session.run(self._names, feeds, quiet)
         except Exception as error:
             raise BackendError(f"ONNX Runtime could not run the graph: {error}") from error
         return dict(zip(self._names, values, strict=True))

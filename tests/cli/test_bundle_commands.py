@@ -111,6 +111,20 @@ def test_a_model_needs_its_description(moon: Moon, own_model: list[object], tmp_
     assert "a MODEL.onnx needs --classes" in result.error
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--mean", "127.5"), ("--std", "58.4"), ("--mean", "-1")]
+)
+def test_pixels_go_from_0_to_1(
+    moon: Moon, own_model: list[object], tmp_path: Path, option: str, value: str
+) -> None:
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    words = ["--classes", tmp_path / "classes.txt", "--mean", "0.5", "--std", "0.2"]
+    words[words.index(option) + 1] = value
+    result = moon(*own_model[:2], "--out", tmp_path / "b", *words)
+    assert result.code == 2 and f"{option} {value}" in result.error
+    assert "by 255" in result.error
+
+
 def test_a_run_needs_no_description(moon: Moon, run: Path, tmp_path: Path) -> None:
     result = moon("export", run, "--out", tmp_path / "b", "--mean", "0.5")
     assert result.code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from moon.export.pack import pack
@@ -24,6 +25,21 @@ def test_bytes_of_a_bundle(moon: Moon, exported: Path) -> None:
     assert {"deltas", "bitmask"} & {one["form"] for one in found["layers"]}
     text = moon("inspect", exported, "--bytes").out
     assert "biases, operators, names" in text and "bitmask" in text
+
+
+def test_weights_in_a_file_beside_the_model_count(moon: Moon, tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside.onnx", tmp_path / "deep" / "outside.onnx"
+    outside.parent.mkdir()
+    onnx.save(network(), inside)
+    onnx.save(network(), outside, save_as_external_data=True, location="w.bin", size_threshold=0)
+    one, other = (moon("inspect", path, "--bytes", "--json").json for path in (inside, outside))
+    assert one["dense_bytes"] == other["dense_bytes"]
+    assert [x["file_bytes"] for x in one["layers"]] == [x["file_bytes"] for x in other["layers"]]
+    assert moon("inspect", outside, "--gpu", "--json").json["layers"]
+    (outside.parent / "w.bin").unlink()
+    refused = moon("inspect", outside, "--bytes")
+    assert refused.code == 1 and "lie in another file" in refused.error
+    assert "Put it beside outside.onnx" in refused.error
 
 
 def test_layers_in_the_order_asked_for(moon: Moon, tmp_path: Path) -> None:

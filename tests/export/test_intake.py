@@ -47,6 +47,29 @@ def test_the_batch_becomes_free_and_names_standard(
         np.testing.assert_allclose(got, expected[:size], atol=1e-5)
 
 
+@pytest.mark.parametrize("allow_zero", [0, 1])
+def test_a_batch_that_may_not_be_copied_by_zero_becomes_free(
+    tmp_path: Path, allow_zero: int
+) -> None:
+    # As torch's newer exporter flattens.
+    shape = numpy_helper.from_array(np.array([1, 192]), "shape")
+    weight = numpy_helper.from_array(np.ones((192, 5), np.float32), "w")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Reshape", ["x", "shape"], ["flat"], allowzero=allow_zero),
+            helper.make_node("MatMul", ["flat", "w"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", F, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", F, [1, 5])],
+        [shape, weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "flat.onnx")
+    body = read_foreign(tmp_path / "flat.onnx").body
+    assert run(body, {"input": IMAGES})["logits"].shape == (7, 5)
+
+
 def test_names_that_the_head_needs_give_way(foreign: MakeForeign) -> None:
     # Its input is called score and a value inside label.
     body = read_foreign(foreign()).body
@@ -193,3 +216,31 @@ def test_a_batch_that_cannot_be_freed_is_refused_later(tmp_path: Path) -> None:
             std=[0.5],
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_whose_images_depend_on_each_other_is_refused(tmp_path: Path) -> None:
+    # As batch normalisation does in training.
+    weight = numpy_helper.from_array(np.ones((192, 5), np.float32), "w")
+    axes = numpy_helper.from_array(np.array([0]), "axes")
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=1),
+            helper.make_node("Sub", ["x", "mean"], ["centred"]),
+            helper.make_node("Flatten", ["centred"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "w"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", F, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", F, ["n", 5])],
+        [axes, weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "training.onnx")
+    with pytest.raises(ExportError, match=r"depend on its batch.*after model\.eval\(\)"):
+        from_onnx(
+            tmp_path / "training.onnx",
+            tmp_path / "out",
+            classes=[str(i) for i in range(5)],
+            mean=[0.5],
+            std=[0.5],
+        )
