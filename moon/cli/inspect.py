@@ -87,6 +87,11 @@ def inspect(
         else:
             show(output(), facts)
         return
+    if path.is_file() and path.suffix == ".onnx":
+        raise UsageError(
+            f"{path} is an ONNX file, not a bundle",
+            remedy="Ask for a view of it: --bytes, --gpu or --engine",
+        )
     with working("Reading"):
         if (path / "checkpoint.json").is_file():
             facts, gate = run_facts(path), None

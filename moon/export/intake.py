@@ -196,9 +196,10 @@ def _choose_output(model: ModelProto) -> None:
     named = [v for v in floats if v.name == "logits"]
     chosen = named or floats
     if len(chosen) != 1:
-        names = ", ".join(value.name for value in outputs)
+        names = ", ".join(f"{one.name} ({_type_name(one)})" for one in outputs)
         raise ExportError(
-            f"the model must have one float output, or one called logits, and has {names}"
+            f"the model must have one float output, or one called logits, and has {names}",
+            remedy="Export what comes before an arg max, and call it logits",
         )
     keep = ValueInfoProto()
     keep.CopyFrom(chosen[0])
@@ -252,9 +253,15 @@ def _count_outputs(model: ModelProto, shape: tuple[int, ...]) -> int:
     if logits.ndim != 2 or logits.shape[0] != shape[0] or logits.shape[1] < 2:
         raise ExportError(
             f"the model must give logits [N, classes], and gives {list(logits.shape)} "
-            f"for {list(shape)}"
+            f"for {list(shape)}",
+            remedy="Only classifiers of whole images into 2 classes or more can be taken in",
         )
     return int(logits.shape[1])
+
+
+def _type_name(value: ValueInfoProto) -> str:
+    name: str = TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    return name.lower()
 
 
 def _undeclare(graph: GraphProto) -> None:

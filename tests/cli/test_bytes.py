@@ -36,6 +36,8 @@ def test_weights_in_a_file_beside_the_model_count(moon: Moon, tmp_path: Path) ->
     assert one["dense_bytes"] == other["dense_bytes"]
     assert [x["file_bytes"] for x in one["layers"]] == [x["file_bytes"] for x in other["layers"]]
     assert moon("inspect", outside, "--gpu", "--json").json["layers"]
+    plain = moon("inspect", outside)
+    assert plain.code == 2 and "--bytes, --gpu or --engine" in plain.error
     (outside.parent / "w.bin").unlink()
     refused = moon("inspect", outside, "--bytes")
     assert refused.code == 1 and "lie in another file" in refused.error

@@ -68,7 +68,7 @@ def test_what_cannot_be_profiled(moon: Moon, model: Path, tmp_path: Path) -> Non
     assert "could not read" in moon("inspect", tmp_path / "none.onnx", "--engine").error
     assert "instruction set" in moon("inspect", model, "--engine", "--isa", "z80").error
     assert moon("inspect", model, "--engine", "--batch", "0").code == 2
-    assert "it is a file" in moon("inspect", model).error
+    assert "Ask for a view of it" in moon("inspect", model).error
 
 
 def test_tuning_stores_plans(moon: Moon, own: Path, engaged: None) -> None:

@@ -162,7 +162,7 @@ F = TensorProto.FLOAT
         (
             [("x", F, ["N", 3, 8, 8])],
             [("y", F, ["N", 192]), ("z", F, ["N", 192])],
-            "one float output, or one called logits, and has y, z",
+            "one float output, or one called logits, and has y \\(float\\), z",
         ),
         (
             [("x", F, ["N", 3, 8, 8])],
