@@ -43,6 +43,7 @@ def words_of(runs, out, *more):
     return [*map(str, runs), "--id", KNOWN, *sets, "--limit", "40", "--out", str(out), *more]
 
 
+@pytest.mark.slow
 def test_the_tables_and_going_on(scripts, runs, tmp_path, capsys):
     words = words_of(runs, tmp_path, "--jpeg", "75", "--odin")
     assert scripts["scores"].main(words) == 0
