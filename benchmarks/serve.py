@@ -156,6 +156,7 @@ def alone(server: Server, payload: bytes, options: argparse.Namespace) -> Figure
             "asked_rps": 2 * full.rate,
             "goodput": over.rate / full.rate,
             "refused": len(over.refused),
+            "refused_p50_ms": over.percentile(50, refused=True),
             "refused_p99_ms": over.percentile(99, refused=True),
             "answered_p99_ms": over.percentile(99),
             "failed": over.failed,

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from moon.cli.gpu_view import model_bytes
+from moon.cli.onnx_bytes import model_bytes
 from moon.cli.text import grid, share, size
 from moon.errors import UsageError
 

@@ -34,9 +34,9 @@ def free_batch(model: ModelProto, batch: int) -> None:
         zeros = [one for one in node.attribute if one.name == "allowzero" and one.i]
         if zeros and not shape.all():
             continue  # there a 0 is a dimension of nothing
-        for one in zeros:
-            node.attribute.remove(one)
         if shapes.get(node.input[0]) == batch:
+            for one in zeros:
+                node.attribute.remove(one)
             shape[0] = 0
             name = f"{node.output[0]}/shape"
             model.graph.initializer.append(numpy_helper.from_array(shape, name))

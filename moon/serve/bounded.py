@@ -6,14 +6,11 @@ through that name no host, or several. A request is taken in here only as far as
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 __all__ = ["BODY", "HEAD", "HEADER_BYTES", "MOST_AHEAD", "NOTHING", "WHOLE", "Bounded"]
 
@@ -43,19 +40,11 @@ class Bounded(HttpToolsProtocol):
         deaf: nothing more is taken in.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.received = NOTHING
-        self.deaf = False
-        self._answering: RequestResponseCycle = None  # type: ignore[assignment]
-        self._moved = False
-        self._framing = self._head = self._ahead = 0
+    received = NOTHING
+    deaf = False
+    _answering: RequestResponseCycle = None  # type: ignore[assignment]
+    _moved = False
+    _framing = _head = _ahead = 0
 
     def refuse(self, status: int, cause: str = "") -> None:
         """Answer without the application, and close."""
@@ -134,7 +123,7 @@ class Bounded(HttpToolsProtocol):
         if self.pipeline:
             self._ahead += len(body)
             if self._ahead > HIGH_WATER_LIMIT:
-                raise _NotTakenError(413)
+                raise _NotTakenError(400, "too much was sent ahead")
 
     def on_message_complete(self) -> None:
         if self.received == BODY:

@@ -22,7 +22,7 @@ from moon.serve.lifecycle import Lifecycle
 from moon.serve.metrics import Metrics
 from moon.serve.problem import Problem, problem_response
 
-__all__ = ["HEADERS", "OPEN_ROUTES", "Guard", "request_id"]
+__all__ = ["HEADERS", "OPEN_ROUTES", "Guard", "id_of"]
 
 OPEN_ROUTES = frozenset(
     {"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready", "/ui"}
@@ -69,18 +69,18 @@ class Guard:
             return
         start, status = time.perf_counter(), 500
         headers = Headers(scope=scope)
-        name = request_id(headers.get("x-request-id", ""))
-        scope.setdefault("state", {})["request_id"] = name
+        request_id = id_of(headers.get("x-request-id", ""))
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def decorated(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._decorate(MutableHeaders(scope=message), name)
+                self._decorate(MutableHeaders(scope=message), request_id)
             await send(message)
 
         with self.metrics.in_flight.track_inprogress():
-            await self._answer(scope, receive, decorated, headers, name)
+            await self._answer(scope, receive, decorated, headers, request_id)
         route = scope.get("route")
         path = "other" if route is None else route.path
         self.metrics.answered(path, status, time.perf_counter() - start)
@@ -132,7 +132,7 @@ class Guard:
             headers["Connection"] = "close"
 
 
-def request_id(given: str = "") -> str:
+def id_of(given: str = "") -> str:
     """What a request is called: as the client says where that is safe to repeat."""
     return given if _SAFE_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
 

@@ -13,7 +13,7 @@ import re
 from http import HTTPStatus
 
 from moon.serve.admission import Admission, Place
-from moon.serve.guard import HEADERS, request_id
+from moon.serve.guard import HEADERS, id_of
 from moon.serve.lifecycle import Lifecycle
 from moon.serve.metrics import Metrics
 from moon.serve.problem import Problem, problem_response
@@ -62,8 +62,8 @@ class Shedding:
                 return None
             self._metrics.answered(_ROUTE, problem.status, 0.0)
             if given := _GIVEN_ID.search(data, 0, data.find(b"\r\n\r\n") + 2):
-                return _response(problem, request_id(given[1].strip().decode("latin-1")))
-            return self._refusal(problem).replace(_SOME_ID, request_id().encode())
+                return _response(problem, id_of(given[1].strip().decode("latin-1")))
+            return self._refusal(problem).replace(_SOME_ID, id_of().encode())
 
     def _refusal(self, problem: Problem) -> bytes:
         """The response, with a request id to be replaced by another of the same length."""
@@ -86,9 +86,9 @@ def _whole(data: bytes) -> bool:
     return len(data) == end + 4 + int(lengths[0]) and not _UNCOMMON.search(head)
 
 
-def _response(problem: Problem, name_of_request: str) -> bytes:
-    made = problem_response(problem, name_of_request)
-    for name, value in {**HEADERS, "X-Request-ID": name_of_request}.items():
+def _response(problem: Problem, request_id: str) -> bytes:
+    made = problem_response(problem, request_id)
+    for name, value in {**HEADERS, "X-Request-ID": request_id}.items():
         made.headers[name] = value
     head = b"".join(b"%b: %b\r\n" % pair for pair in made.raw_headers)
     phrase = HTTPStatus(problem.status).phrase

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -149,16 +150,22 @@ def serve(tmp_path: Path, bundle: Bundle) -> Iterator[Callable[..., Server]]:
         server.kill()
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Iterator[Server]:
-    """One server for all tests that do not stop it, and that must never make it fail."""
-    server = Server(tmp_path_factory.mktemp("server"), str(bundle.path))
-    yield server
+@contextmanager
+def running(folder: Path, bundle: Bundle, **environment: str) -> Iterator[Server]:
+    """A server for tests that do not stop it, and that must never make it fail."""
+    server = Server(folder, str(bundle.path), **environment)
     try:
+        yield server
         assert server.stop() == 0
         assert "Traceback" not in server.errors()
         assert "failed" not in server.errors()
-        # Neither settings nor usage reports are left in the user's home.
-        assert list(server.home.rglob("*")) == []
     finally:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("server"), bundle) as server:
+        yield server
+    # Neither settings nor usage reports are left in the user's home.
+    assert list(server.home.rglob("*")) == []

@@ -42,13 +42,12 @@ class Inside:
         self.server = Listening(config)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._address = self._listener.getsockname()
-        self._loop = config.get_loop_factory()() if config.get_loop_factory() else None
-        self._loop = self._loop or asyncio.new_event_loop()
+        self._loop = (config.get_loop_factory() or asyncio.new_event_loop)()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self.server._serve([self._listener]))
+            self._loop.run_until_complete(self.server.serve([self._listener]))
         finally:
             self._loop.close()
 

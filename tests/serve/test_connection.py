@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from moon.bundle import Bundle
 from moon.serve.bounded import HEADER_BYTES, MOST_AHEAD
-from tests.serve.conftest import Server
+from tests.serve.conftest import Server, running
 
 ID = b"X-Request-ID: %b\r\n"
 LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -20,21 +21,16 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, bundle: object) -> Iterator[Server]:
-    server = Server(
+def server(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Iterator[Server]:
+    with running(
         tmp_path_factory.mktemp("connection"),
-        str(bundle.path),  # type: ignore[attr-defined]
+        bundle,
         MOON_SERVE_HEAD_SECONDS="1",
         MOON_SERVE_BODY_SECONDS="1",
         MOON_SERVE_LINGER_SECONDS="1",
         MOON_SERVE_IDLE_SECONDS="1",
-    )
-    yield server
-    try:
-        assert server.stop() == 0
-        assert "Traceback" not in server.errors()
-    finally:
-        server.kill()
+    ) as server:
+        yield server
 
 
 def live(name: str) -> bytes:
@@ -85,6 +81,18 @@ def test_only_so_many_are_sent_ahead(server: Server) -> None:
     # Those that were answered are the first, so that a client knows where to go on.
     assert ids(found) == [b"n%d" % i for i in range(len(statuses))]
     assert b"connection: close" in found.lower()
+
+
+def test_only_so_much_is_sent_ahead(server: Server) -> None:
+    large = POST + ID % b"large" + b"Content-Length: 90000\r\n\r\n" + b"a" * 90_000
+    statuses, found = told(server, live("one") + live("two") + large + live("four"))
+    assert statuses == [200, 200] and ids(found) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"2.0", b"3.0"])
+def test_other_versions_are_not_spoken(server: Server, version: bytes) -> None:
+    statuses, _ = told(server, LIVE.replace(b"1.1", version) + b"\r\n")
+    assert statuses == [400]
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,18 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.serve.conftest import Server, until
+from moon.bundle import Bundle
+from tests.serve.conftest import Server, running, until
 
 PNG = {"Content-Type": "image/png"}
 POST = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 
 
 @pytest.fixture(scope="module")
-def impatient(tmp_path_factory: pytest.TempPathFactory, bundle: object) -> Iterator[Server]:
-    server = Server(
+def impatient(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Iterator[Server]:
+    with running(
         tmp_path_factory.mktemp("impatient"),
-        str(bundle.path),  # type: ignore[attr-defined]
+        bundle,
         MOON_SERVE_HEAD_SECONDS="0.7",
         MOON_SERVE_BODY_SECONDS="0.7",
         MOON_SERVE_LINGER_SECONDS="0.7",
@@ -28,13 +29,9 @@ def impatient(tmp_path_factory: pytest.TempPathFactory, bundle: object) -> Itera
         MOON_SERVE_WRITE_SECONDS="0.7",
         MOON_SERVE_CONNECTIONS="40",
         MOON_SERVE_ITEMS="3",
-    )
-    yield server
-    try:
-        assert server.stop() == 0
-        assert server.errors() == ""
-    finally:
-        server.kill()
+    ) as server:
+        yield server
+    assert server.errors() == ""
 
 
 def connect(server: Server) -> socket.socket:
